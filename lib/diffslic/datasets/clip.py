@@ -1,0 +1,123 @@
+"""``Clip``: a video with its truths. The one type that every dataset gives."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+Reader = Callable[[int], Tensor]
+
+# Every kind of reader, with the frames that it cannot serve: (first frames, last frames).
+KINDS = {"frame": (0, 0), "labels": (0, 0), "segments": (0, 0), "depth": (0, 0), "camera_to_world": (0, 0),
+         "flow": (0, 1), "occlusion": (0, 1), "backward_flow": (1, 0), "backward_occlusion": (1, 0),
+         "superpixel_labels": (0, 0), "superpixel_vectors": (0, 0)}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video of T frames: a name, a size and one reader per kind of data.
+
+    Nothing is read before a method is called and nothing is kept afterwards. A frame number outside the kind's
+    range raises IndexError, a kind that the dataset lacks raises LookupError; both name the clip.
+
+    A dataset builds a clip from functions (composition), so a new dataset needs no new class::
+
+        Clip("bear", (480, 854), {"frame": lambda t: read_image(paths[t])}, length=len(paths))
+    """
+
+    name: str
+    size: tuple[int, int]              # rows, columns
+    readers: Mapping[str, Reader]      # kind -> function of the frame number t, see ``KINDS``
+    length: int                        # T
+    intrinsics_: Tensor | None = None  # (3, 3); read it through ``intrinsics``
+    frame_names: tuple[str, ...] = ()  # stems of the frames' files, for output files of the same name
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.readers) - set(KINDS))
+        if unknown:
+            raise ValueError(f"clip {self.name!r}: unknown reader {unknown[0]!r}, known are {', '.join(KINDS)}")
+        if self.length < 1:
+            raise ValueError(f"clip {self.name!r}: a clip has at least one frame, got length {self.length}")
+        if self.frame_names and len(self.frame_names) != self.length:
+            raise ValueError(f"clip {self.name!r}: {len(self.frame_names)} frame names for {self.length} frames")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def has(self, kind: str) -> bool:
+        """Whether the clip gives ``kind``: the name of a method below, or ``"intrinsics"``."""
+        return self.intrinsics_ is not None if kind == "intrinsics" else kind in self.readers
+
+    def frame(self, t: int) -> Tensor:
+        """(3, H, W) float32 RGB in [0, 1]."""
+        return self._read("frame", t)
+
+    def labels(self, t: int) -> Tensor:
+        """(H, W) int64 object ids: 0 background, objects from 1, 255 void."""
+        return self._read("labels", t)
+
+    def segments(self, t: int) -> Tensor:
+        """(H, W) int64 ids of every visible surface: the truth for superpixels."""
+        return self._read("segments", t)
+
+    def flow(self, t: int) -> Tensor:
+        """(2, H, W) float32 pixels, frame t to t + 1, t in 0..T-2. Where the truth is unknown it is NaN."""
+        return self._read("flow", t)
+
+    def backward_flow(self, t: int) -> Tensor:
+        """(2, H, W) float32 pixels, frame t to t - 1, t in 1..T-1."""
+        return self._read("backward_flow", t)
+
+    def occlusion(self, t: int) -> Tensor:
+        """(H, W) bool: the pixel of frame t is not seen in frame t + 1, t in 0..T-2."""
+        return self._read("occlusion", t)
+
+    def backward_occlusion(self, t: int) -> Tensor:
+        """(H, W) bool: the pixel of frame t is not seen in frame t - 1, t in 1..T-1."""
+        return self._read("backward_occlusion", t)
+
+    def depth(self, t: int) -> Tensor:
+        """(1, H, W) float32 metres along z."""
+        return self._read("depth", t)
+
+    def camera_to_world(self, t: int) -> Tensor:
+        """(4, 4) pose of the camera; camera axes are x right, y down, z forward."""
+        return self._read("camera_to_world", t)
+
+    def superpixel_labels(self, t: int) -> Tensor:
+        """(H, W) int64: the superpixel 0..S-1 of each pixel, from a cache."""
+        return self._read("superpixel_labels", t)
+
+    def superpixel_vectors(self, t: int) -> Tensor:
+        """(S, C) float32: one feature vector per superpixel, from a cache."""
+        return self._read("superpixel_vectors", t)
+
+    @property
+    def intrinsics(self) -> Tensor:
+        """(3, 3) camera matrix in pixels."""
+        if self.intrinsics_ is None:
+            raise LookupError(f"clip {self.name!r} has no intrinsics, it has {', '.join(self.readers)}")
+        return self.intrinsics_
+
+    def frame_name(self, t: int) -> str:
+        """The stem of frame t's file; five digits where frames do not come from files."""
+        return self.frame_names[t] if self.frame_names else f"{t:05d}"
+
+    def part(self, start: int, stop: int) -> "Clip":
+        """Frames start .. stop - 1 as a clip of their own, numbered from 0."""
+        if not 0 <= start < stop <= self.length:
+            raise IndexError(f"clip {self.name!r} has {self.length} frames, part({start}, {stop}) is not inside")
+        shifted = {kind: lambda t, read=read: read(t + start) for kind, read in self.readers.items()}
+        return replace(self, readers=shifted, length=stop - start, frame_names=self.frame_names[start:stop])
+
+    def with_readers(self, **readers: Reader) -> "Clip":
+        """The same clip with readers added or replaced, e.g. a cached flow."""
+        return replace(self, readers={**self.readers, **readers})
+
+    def _read(self, kind: str, t: int) -> Tensor:
+        if kind not in self.readers:
+            raise LookupError(f"clip {self.name!r} has no {kind}, it has {', '.join(self.readers)}")
+        first, last = KINDS[kind][0], self.length - 1 - KINDS[kind][1]
+        if not first <= t <= last:
+            raise IndexError(f"clip {self.name!r} has {self.length} frames: {kind}({t}) is outside {first}..{last}")
+        return self.readers[kind](t)

@@ -1,0 +1,239 @@
+"""Pixel grids, sampling, warping, padding, cameras and poses: the code behind every convention.
+
+The conventions themselves stand in the docstring of ``diffslic``. Nothing here imports from the package.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# ---------------------------------------------------------------- pixel grids, sampling, warping
+
+
+def pixel_grid(height: int, width: int, device: torch.device | str | None = None,
+               dtype: torch.dtype = torch.float32) -> Tensor:
+    """Coordinates of the pixel centres.
+
+    Returns:
+        (2, H, W): channel 0 = x (column), channel 1 = y (row), in pixels from 0.
+    """
+    y, x = torch.meshgrid(torch.arange(height, device=device, dtype=dtype),
+                          torch.arange(width, device=device, dtype=dtype), indexing="ij")
+    return torch.stack([x, y])
+
+
+def sample(image: Tensor, xy: Tensor, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
+    """Read an image at real-valued pixel positions.
+
+    Args:
+        image: (B, C, H, W) values.
+        xy: (B, 2, h, w) positions in pixels, x first.
+        mode: ``"bilinear"`` or ``"nearest"``.
+        padding: ``"zeros"`` (a neighbour outside the image counts as zero) or ``"border"``
+            (positions are clamped to the image).
+
+    Returns:
+        (B, C, h, w) sampled values.
+    """
+    _, _, height, width = image.shape
+    if xy.ndim != 4 or xy.shape[1] != 2:
+        raise ValueError(f"xy must be (B, 2, h, w), got {tuple(xy.shape)}")
+    # The half-pixel form of the normalised grid; unlike the corner-aligned one it exists for a single row or column.
+    grid = torch.stack([(2 * xy[:, 0] + 1) / width - 1, (2 * xy[:, 1] + 1) / height - 1], dim=-1)
+    return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=False)
+
+
+def warp(image: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
+    """Backward warp: the value at (x, y) is the image read at (x + u, y + v).
+
+    With the flow from frame t to t + 1 this carries frame t + 1 onto the pixels of frame t.
+
+    Args:
+        image: (B, C, H, W) values of the frame that the flow points to.
+        flow: (B, 2, H, W) in pixels.
+        mode, padding: see :func:`sample`.
+
+    Returns:
+        (B, C, H, W) warped values.
+    """
+    height, width = image.shape[-2:]
+    if flow.shape[-2:] != image.shape[-2:]:
+        raise ValueError(f"flow is {tuple(flow.shape[-2:])} but the image is {(height, width)} (rows, columns)")
+    return sample(image, pixel_grid(height, width, flow.device, flow.dtype) + flow, mode, padding)
+
+
+def lands_inside(flow: Tensor) -> Tensor:
+    """Whether each pixel moves to a place inside the frame.
+
+    Args:
+        flow: (B, 2, H, W) in pixels.
+
+    Returns:
+        (B, H, W) bool: 0 <= x + u <= W - 1 and 0 <= y + v <= H - 1.
+    """
+    height, width = flow.shape[-2:]
+    x, y = (pixel_grid(height, width, flow.device, flow.dtype) + flow).unbind(1)
+    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+
+
+# ---------------------------------------------------------------- resizing, flipping, padding
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize with anti-aliasing of (B, C, H, W) to ``size`` = (rows, columns)."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest resize of labels (B, H, W) to ``size`` = (rows, columns)."""
+    if tuple(labels.shape[-2:]) == tuple(size):
+        return labels
+    return F.interpolate(labels[:, None].double(), size=size, mode="nearest-exact")[:, 0].to(labels.dtype)
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize flow (B, 2, H, W) to ``size`` = (rows, columns); the vectors scale with the image."""
+    height, width = flow.shape[-2:]
+    scale = torch.tensor([size[1] / width, size[0] / height], device=flow.device, dtype=flow.dtype)
+    return resize(flow, size) * scale[:, None, None]
+
+
+def resize_intrinsics(intrinsics: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """Intrinsics (..., 3, 3) of an image resized from ``old_size`` to ``new_size``, both (rows, columns).
+
+    Pixel centres are integers, so the principal point moves by x' = (x + 1/2) s - 1/2.
+    """
+    scale_y, scale_x = new_size[0] / old_size[0], new_size[1] / old_size[1]
+    change = torch.tensor([[scale_x, 0, scale_x / 2 - 0.5], [0, scale_y, scale_y / 2 - 0.5], [0, 0, 1]],
+                          device=intrinsics.device, dtype=intrinsics.dtype)
+    return change @ intrinsics
+
+
+def flip_horizontal(image: Tensor) -> Tensor:
+    """Mirror left and right: images (..., H, W), labels, masks. Flow needs :func:`flip_flow_horizontal`."""
+    return image.flip(-1)
+
+
+def flip_flow_horizontal(flow: Tensor) -> Tensor:
+    """Mirror flow (..., 2, H, W) left and right: the field is mirrored and u changes its sign."""
+    return flow.flip(-1) * torch.tensor([-1, 1], device=flow.device, dtype=flow.dtype)[:, None, None]
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
+    """Pad (B, C, H, W) at the right and the bottom, edges repeated, until both sides divide by ``multiple``.
+
+    Returns:
+        The padded image and the old (rows, columns): ``padded[..., :rows, :columns]`` is the image again.
+    """
+    height, width = image.shape[-2:]
+    padding = (0, -width % multiple, 0, -height % multiple)
+    return (F.pad(image, padding, mode="replicate") if any(padding) else image), (height, width)
+
+
+# ---------------------------------------------------------------- cameras and poses
+
+
+def intrinsics_from_fov(fov_degrees: float, height: int, width: int) -> Tensor:
+    """Pinhole intrinsics (3, 3) float32 from the field of view of the longer side, in degrees.
+
+    f = max(W, H) / (2 tan(FOV / 2)); the principal point is the image centre ((W - 1) / 2, (H - 1) / 2).
+    """
+    if not 0 < fov_degrees < 180:
+        raise ValueError(f"the field of view must lie in (0, 180) degrees, got {fov_degrees}")
+    focal = max(height, width) / (2 * math.tan(math.radians(fov_degrees) / 2))
+    return torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
+
+
+def backproject(depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """Points in camera axes, in metres: (B, 3, H, W) from depth (B, 1, H, W) and intrinsics (3, 3) or (B, 3, 3)."""
+    height, width = depth.shape[-2:]
+    grid = pixel_grid(height, width, depth.device, depth.dtype)
+    rays = torch.linalg.solve(intrinsics, torch.cat([grid, torch.ones_like(grid[:1])]).reshape(3, -1))
+    return rays.reshape(-1, 3, height, width) * depth
+
+
+def project(points: Tensor, intrinsics: Tensor) -> Tensor:
+    """Pixels (B, 2, H, W) of points (B, 3, H, W) in camera axes. Points with z <= 0 give no meaningful pixel."""
+    x, y, w = (intrinsics @ points.flatten(2)).reshape(points.shape).unbind(1)
+    return torch.stack([x / w, y / w], dim=1)
+
+
+def transform(pose: Tensor, points: Tensor) -> Tensor:
+    """Apply a pose (4, 4) or (B, 4, 4) to points (B, 3, H, W)."""
+    moved = pose[..., :3, :3] @ points.flatten(2) + pose[..., :3, 3:]
+    return moved.reshape(points.shape)
+
+
+def invert_pose(pose: Tensor) -> Tensor:
+    """Inverse of rigid poses (..., 4, 4): ``world_from_camera`` becomes ``camera_from_world``."""
+    inverse = torch.zeros_like(pose)
+    rotation = pose[..., :3, :3].transpose(-1, -2)
+    inverse[..., :3, :3] = rotation
+    inverse[..., :3, 3:] = -rotation @ pose[..., :3, 3:]
+    inverse[..., 3, 3] = 1
+    return inverse
+
+
+def second_from_first(first_camera_to_world: Tensor, second_camera_to_world: Tensor) -> Tensor:
+    """The pose (..., 4, 4) that carries points from the first camera's axes into the second's."""
+    return invert_pose(second_camera_to_world) @ first_camera_to_world
+
+
+def flow_from_depth(depth: Tensor, intrinsics: Tensor, second_from_first: Tensor) -> Tensor:
+    """Flow (B, 2, H, W) in pixels of a static world, from depth (B, 1, H, W), intrinsics and the camera's motion."""
+    height, width = depth.shape[-2:]
+    points = transform(second_from_first, backproject(depth, intrinsics))
+    return project(points, intrinsics) - pixel_grid(height, width, depth.device, depth.dtype)
+
+
+def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) from rotation vectors (..., 3) in radians (Rodrigues' formula)."""
+    x, y, z = axis_angle.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).reshape(*axis_angle.shape[:-1], 3, 3)
+    return torch.linalg.matrix_exp(cross)
+
+
+def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) from quaternions (..., 4) in the order x y z w; they need not be unit length."""
+    x, y, z, w = F.normalize(quaternion, dim=-1).unbind(-1)
+    rows = [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
+            2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
+            2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]
+    return torch.stack(rows, dim=-1).reshape(*quaternion.shape[:-1], 3, 3)
+
+
+def matrix_to_quaternion(matrix: Tensor) -> Tensor:
+    """Unit quaternions (..., 4) in the order x y z w, with w >= 0, from rotation matrices (..., 3, 3).
+
+    The quaternion is the eigenvector of the largest eigenvalue of Bar-Itzhack's symmetric matrix (2000), which
+    is stable at every angle.
+    """
+    m = matrix
+    a, b, c = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
+    xy, xz, yz = m[..., 1, 0] + m[..., 0, 1], m[..., 2, 0] + m[..., 0, 2], m[..., 2, 1] + m[..., 1, 2]
+    xw, yw, zw = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
+    symmetric = torch.stack([a - b - c, xy, xz, xw, xy, b - a - c, yz, yw, xz, yz, c - a - b, zw,
+                             xw, yw, zw, a + b + c], dim=-1).reshape(*m.shape[:-2], 4, 4)
+    quaternion = torch.linalg.eigh(symmetric).eigenvectors[..., -1]
+    return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
+
+
+# NED: x forward (north), y right (east), z down. This permutation takes NED coordinates to x right, y down, z forward.
+CAMERA_FROM_NED = torch.tensor([[0., 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+
+
+def pose_from_ned(pose: Tensor) -> Tensor:
+    """A pose (..., 4, 4) between two NED frames, written between two camera-axes frames."""
+    change = CAMERA_FROM_NED.to(pose)
+    return change @ pose @ change.T
+
+
+def pose_to_ned(pose: Tensor) -> Tensor:
+    """The inverse of :func:`pose_from_ned`."""
+    change = CAMERA_FROM_NED.to(pose)
+    return change.T @ pose @ change

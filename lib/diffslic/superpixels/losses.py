@@ -1,0 +1,74 @@
+"""Losses on soft superpixels: do they reconstruct what they should respect, and are they compact?
+
+Both are equations of Jampani et al. (2018), section 4.2. The paper's total is reconstruction + 1e-5 compactness.
+Each loss returns one value per image, (B,).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffslic.geometry import pixel_grid
+from diffslic.superpixels.slic import SoftSLIC
+
+SMALLEST_PROBABILITY = 1e-16
+
+
+def reconstruct(soft: SoftSLIC, x: Tensor) -> Tensor:
+    """Pixel values (B, C, H, W) as the superpixels see them: means over superpixels, mixed back (equation 4)."""
+    return soft.unpool(soft.pool(x))
+
+
+def label_reconstruction(soft: SoftSLIC, labels: Tensor) -> Tensor:
+    """Cross-entropy between labels and their reconstruction (equation 5 with one-hot labels).
+
+    Args:
+        soft: superpixels of (B, H, W) pixels.
+        labels: (B, H, W) int64 segments from 0; the numbers only need to differ between segments of an image.
+
+    Returns:
+        (B,) mean of -log R*[true segment] over the pixels.
+    """
+    if tuple(labels.shape) != (soft.affinity.shape[0], *soft.affinity.shape[-2:]):
+        raise ValueError(f"labels are {tuple(labels.shape)} but the superpixels are of "
+                         f"{(soft.affinity.shape[0], *soft.affinity.shape[-2:])} pixels")
+    if labels.is_floating_point() or labels.min() < 0:
+        raise ValueError(f"labels must be whole numbers from 0, got {labels.dtype} from {labels.min().item()}")
+    one_hot = F.one_hot(labels).permute(0, 3, 1, 2).to(soft.affinity.dtype)                  # (B, L, H, W)
+    seen = reconstruct(soft, one_hot)
+    share = seen.gather(1, labels[:, None])[:, 0] / (seen.sum(1) + SMALLEST_PROBABILITY)
+    return -(share + SMALLEST_PROBABILITY).log().mean((1, 2))
+
+
+def property_reconstruction(soft: SoftSLIC, x: Tensor) -> Tensor:
+    """L1 distance between a per-pixel property (flow, depth, colour) and its reconstruction (equation 5).
+
+    Args:
+        soft: superpixels of (B, H, W) pixels.
+        x: (B, C, H, W) values.
+
+    Returns:
+        (B,) mean over pixels of the absolute differences summed over channels.
+    """
+    return (x - reconstruct(soft, x)).abs().sum(1).mean((1, 2))
+
+
+def compactness(soft: SoftSLIC, assignment: str = "hard") -> Tensor:
+    """Mean squared distance of pixels to the centre of their superpixel (equation 6).
+
+    The centres are affinity-weighted means of the positions, in pixels.
+
+    Args:
+        soft: superpixels of (B, H, W) pixels.
+        assignment: ``"hard"``, the paper's: each pixel is compared with the centre of its label (no gradient through
+            the choice); ``"soft"``: with its candidates' centres mixed by affinity.
+
+    Returns:
+        (B,) in pixels squared, the mean over pixels and over both coordinates.
+    """
+    if assignment not in ("hard", "soft"):
+        raise ValueError(f"assignment must be 'hard' or 'soft', got {assignment!r}")
+    affinity = soft.affinity
+    position = pixel_grid(*affinity.shape[-2:], affinity.device, affinity.dtype)[None]
+    centres = soft.pool(position)                                                            # (B, S, 2)
+    own = (soft.harden() if assignment == "hard" else soft).unpool(centres)
+    return (position - own).square().mean((1, 2, 3))

@@ -1,0 +1,283 @@
+"""Soft SLIC: the differentiable clustering at the heart of superpixel sampling networks.
+
+Every pixel lies in one cell of a regular grid and may join the superpixels of the 3 x 3 cells around it (Jampani et
+al., 2018, Algorithm 1). All pixels of a cell share these nine candidates, so packing the pixels by cell turns an
+iteration into two batched matrix products: pixels by candidates gives the distances, affinities by pixels the new
+centroids. What nine cells add to one superpixel is then summed by a fold, which is nine shifted additions.
+
+Slot ``k = 3 (di + 1) + (dj + 1)`` of a pixel is the cell ``di`` rows below and ``dj`` columns right of its own.
+Superpixel ``s = i * nw + j`` starts in row ``i`` and column ``j`` of the grid.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST_WEIGHT = 1e-16  # added to every sum of affinities that divides: a superpixel may lose all its pixels
+FAR_AWAY = 1e30          # squared distance of a candidate outside the grid: its affinity underflows to exactly 0
+
+# ---------------------------------------------------------------- the grid and the packing of pixels by cell
+
+
+def grid_for(n_spixels: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the grid whose cells are about square: at most ``n_spixels`` cells, never an empty axis.
+
+    nh = floor(sqrt(n H / W)) and nw = floor(sqrt(n W / H)). On a strip so thin that one of them is 0, that axis gets
+    one cell and the other at most ``n_spixels``.
+
+    Raises:
+        ValueError: ``n_spixels`` is below 1 or above the number of pixels.
+    """
+    if not 1 <= n_spixels <= height * width:
+        raise ValueError(f"n_spixels must be between 1 and the {height * width} pixels of the "
+                         f"{height} x {width} image, got {n_spixels}")
+    # Integer roots: floor(sqrt(p / q)) = isqrt(p // q), without the rounding of a floating-point quotient.
+    rows = max(1, math.isqrt(n_spixels * height // width))
+    columns = max(1, math.isqrt(n_spixels * width // height))
+    return min(rows, n_spixels), min(columns, n_spixels)
+
+
+class _Axis:
+    """One image axis of ``size`` pixels cut into ``n`` cells: pixel y lies in cell floor(y n / size)."""
+
+    def __init__(self, size: int, n: int, device: torch.device) -> None:
+        pixel, cell = torch.arange(size, device=device), torch.arange(n, device=device)
+        start = -(-cell * size // n)                                   # ceil(i size / n), the first pixel of cell i
+        self.n, self.longest = n, -(-size // n)
+        self.cell = pixel * n // size                                  # (size,) cell of each pixel
+        self.slot = self.cell * self.longest + pixel - start[self.cell]  # (size,) place of each pixel when packed
+        packed = start[:, None] + torch.arange(self.longest, device=device)
+        end = torch.cat([start[1:], torch.full_like(start[:1], size)])
+        self.filled = (packed < end[:, None]).flatten()                # (n * longest,) False: padding of a short cell
+        self.pixel = packed.clamp_max(size - 1).flatten()              # (n * longest,) which pixel to read
+        self.even = size % n == 0
+
+
+class Cells:
+    """Pixels of (H, W) images packed by grid cell, and back.
+
+    ``pack`` and ``unpack`` are each other's transpose, so each is the other's gradient and nothing is ever scattered.
+    Cells differ by at most one row and one column; short ones are padded with zeros.
+    """
+
+    def __init__(self, grid: tuple[int, int], height: int, width: int, device: torch.device) -> None:
+        if not (1 <= grid[0] <= height and 1 <= grid[1] <= width):
+            raise ValueError(f"the grid must be between 1 x 1 and the image's {height} x {width} pixels, "
+                             f"got {grid[0]} x {grid[1]}")
+        self.rows, self.columns = _Axis(height, grid[0], device), _Axis(width, grid[1], device)
+
+    def pack(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, S, C, n), n the pixels of the largest cell."""
+        return _Pack.apply(image, self)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """(B, S, C, n) to (B, C, H, W); the padding is dropped."""
+        return _Unpack.apply(packed, self)
+
+    def filled(self) -> Tensor:
+        """(S, n) bool: True at pixels, False at padding."""
+        rows, columns = self.rows, self.columns
+        filled = rows.filled.view(rows.n, 1, -1, 1) & columns.filled.view(1, columns.n, 1, -1)
+        return filled.reshape(rows.n * columns.n, -1)
+
+
+class _Pack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, image: Tensor, cells: Cells) -> Tensor:
+        ctx.cells = cells
+        rows, columns = cells.rows, cells.columns
+        if not rows.even:
+            image = image.index_select(2, rows.pixel) * rows.filled[:, None]
+        if not columns.even:
+            image = image.index_select(3, columns.pixel) * columns.filled
+        batch, channels = image.shape[:2]
+        blocks = image.reshape(batch, channels, rows.n, rows.longest, columns.n, columns.longest)
+        return blocks.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows.n * columns.n, channels, -1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Unpack.apply(gradient, ctx.cells), None
+
+
+class _Unpack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, packed: Tensor, cells: Cells) -> Tensor:
+        ctx.cells = cells
+        rows, columns = cells.rows, cells.columns
+        batch, _, channels, _ = packed.shape
+        blocks = packed.reshape(batch, rows.n, columns.n, channels, rows.longest, columns.longest)
+        image = blocks.permute(0, 3, 1, 4, 2, 5)
+        image = image.reshape(batch, channels, rows.n * rows.longest, columns.n * columns.longest)
+        if not rows.even:
+            image = image.index_select(2, rows.slot)
+        if not columns.even:
+            image = image.index_select(3, columns.slot)
+        return image
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Pack.apply(gradient, ctx.cells), None
+
+
+def _nine(superpixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Values (B, S, C) of the nine candidates of each cell: (B, S, 9, C), zeros outside the grid."""
+    batch, count, channels = superpixels.shape
+    field = superpixels.transpose(1, 2).reshape(batch, channels, *grid)
+    return F.unfold(field, 3, padding=1).view(batch, channels, 9, count).permute(0, 3, 2, 1)
+
+
+def _sum_nine(contributions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The transpose of :func:`_nine`: what cells (B, S, 9, C) give to their candidates, summed to (B, S, C)."""
+    batch, count, _, channels = contributions.shape
+    columns = contributions.permute(0, 3, 2, 1).reshape(batch, channels * 9, count)
+    return F.fold(columns, grid, 3, padding=1).flatten(2).transpose(1, 2)
+
+
+# ---------------------------------------------------------------- the result, and moving values in and out of it
+
+
+@dataclass(frozen=True, eq=False)
+class SoftSLIC:
+    """Pixels softly assigned to superpixels.
+
+    Attributes:
+        affinity: (B, 9, H, W) share of each candidate in a pixel, sums to 1 over the nine; 0 outside the grid.
+        centroids: (B, S, C) mean features of the superpixels.
+        grid: (nh, nw) rows and columns of the grid, S = nh * nw.
+    """
+
+    affinity: Tensor
+    centroids: Tensor
+    grid: tuple[int, int]
+
+    @cached_property
+    def _cells(self) -> Cells:
+        return Cells(self.grid, *self.affinity.shape[-2:], self.affinity.device)
+
+    @cached_property
+    def candidates(self) -> Tensor:
+        """(9, H, W) int64: the superpixel in each slot of a pixel, -1 where the slot lies outside the grid."""
+        step = torch.arange(-1, 2, device=self.affinity.device)
+        row = self._cells.rows.cell[:, None] + step.repeat_interleave(3)[:, None, None]      # (9, H, 1)
+        column = self._cells.columns.cell + step.repeat(3)[:, None, None]                    # (9, 1, W)
+        inside = (row >= 0) & (row < self.grid[0]) & (column >= 0) & (column < self.grid[1])
+        return torch.where(inside, row * self.grid[1] + column, -1)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(B, H, W) int64: the superpixel with the largest affinity, the lowest slot on ties."""
+        slot = self.affinity.argmax(1)
+        cell = self._cells.rows.cell[:, None] * self.grid[1] + self._cells.columns.cell
+        return cell + (slot // 3 - 1) * self.grid[1] + slot % 3 - 1
+
+    def harden(self) -> "SoftSLIC":
+        """The same superpixels with all of a pixel given to its label; no gradient flows through the choice."""
+        slots = torch.arange(9, device=self.affinity.device)[:, None, None]
+        return replace(self, affinity=(self.affinity.argmax(1, keepdim=True) == slots).to(self.affinity.dtype))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Means of per-pixel values over the superpixels, weighted by affinity.
+
+        Args:
+            x: (B, C', H, W) values, or (1, C', H, W) shared by the batch.
+
+        Returns:
+            (B, S, C') means; 0 for a superpixel without pixels.
+        """
+        batch, _, height, width = self.affinity.shape
+        if x.ndim != 4 or x.shape[-2:] != (height, width) or x.shape[0] not in (1, batch):
+            raise ValueError(f"pool needs ({batch}, C, {height}, {width}) values, got {tuple(x.shape)}")
+        x = x.expand(batch, -1, -1, -1).to(self.affinity.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            pixels = self._cells.pack(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))      # (B, S, C' + 1, n)
+            sums = _sum_nine(self._cells.pack(self.affinity) @ pixels.mT, self.grid)         # (B, S, C' + 1)
+        return sums[..., :-1] / (sums[..., -1:] + SMALLEST_WEIGHT)
+
+    def unpool(self, superpixels: Tensor) -> Tensor:
+        """Values of superpixels spread over the pixels: (B, S, C') to (B, C', H, W), mixed by affinity."""
+        batch, count = self.affinity.shape[0], self.grid[0] * self.grid[1]
+        if superpixels.ndim != 3 or tuple(superpixels.shape[:2]) != (batch, count):
+            raise ValueError(f"unpool needs ({batch}, {count}, C) values, got {tuple(superpixels.shape)}")
+        with torch.autocast(superpixels.device.type, enabled=False):
+            nine = _nine(superpixels.to(self.affinity.dtype), self.grid)                     # (B, S, 9, C')
+            return self._cells.unpack(nine.mT @ self._cells.pack(self.affinity))
+
+
+# ---------------------------------------------------------------- the algorithm
+
+
+def soft_slic(features: Tensor, grid: tuple[int, int], n_iters: int = 10, distance: str = "l2") -> SoftSLIC:
+    """Cluster pixels softly around the centroids of a grid (Jampani et al., 2018, Algorithm 1).
+
+    From the means over the grid's windows (adaptive average pooling), each iteration finds the affinities
+    q_k = exp(-d_k) / sum exp(-d) over a pixel's candidates (equation 2), then the centroids, means of the features
+    weighted by q (equation 3). The affinities returned are those of the last iteration, the centroids come after it.
+
+    Gradients flow through every iteration and the first centroids.
+
+    Args:
+        features: (B, C, H, W) pixel features, scaled so that a distance of 1 matters. Any C, H and W.
+        grid: (nh, nw) rows and columns of the grid, see :func:`grid_for`.
+        n_iters: number of iterations, at least 1.
+        distance: ``"squared"``, the paper's ||x - c||^2, or ``"l2"``, its root, which the released weights use.
+
+    Raises:
+        ValueError: a wrong shape, a grid finer than the pixels, or features that are not finite.
+    """
+    _check(features, n_iters, distance)
+    if features.dtype not in (torch.float32, torch.float64):
+        features = features.float()  # half precision cannot hold a sum over the pixels of a superpixel
+    with torch.autocast(features.device.type, enabled=False):
+        cells = Cells(grid, *features.shape[-2:], features.device)
+        centroids = F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2)         # (B, S, C)
+        if not torch.isfinite(centroids).all():
+            raise ValueError("features must be finite, got NaN or infinity")
+        # Both steps below are unchanged by moving a cell's pixels and candidates together; near their own centre
+        # the expanded square |x|^2 - 2 x c + |c|^2 loses no digits to cancellation.
+        centre = centroids.detach()
+        pixels = _augment(cells.pack(features), centre, cells.filled())                      # (B, S, C + 2, n)
+        inside = _nine(torch.ones_like(centre[..., :1]), grid)                               # (B, S, 9, 1)
+        for _ in range(n_iters):
+            affinity = _associate(pixels, centroids, centre, inside, grid, distance)         # (B, S, 9, n)
+            centroids = _update(affinity, pixels, centre, grid)
+        return SoftSLIC(cells.unpack(affinity), centroids, grid)
+
+
+def _augment(pixels: Tensor, centre: Tensor, filled: Tensor) -> Tensor:
+    """Packed features minus their cell's centre, with two more channels: one, and the squared length."""
+    filled = filled[:, None].to(pixels.dtype)
+    pixels = (pixels - centre[..., None]) * filled
+    return torch.cat([pixels, filled.expand_as(pixels[:, :, :1]), pixels.square().sum(2, keepdim=True)], dim=2)
+
+
+def _associate(pixels: Tensor, centroids: Tensor, centre: Tensor, inside: Tensor, grid: tuple[int, int],
+               distance: str) -> Tensor:
+    """Affinities (B, S, 9, n) of packed pixels to their nine candidates."""
+    nine = (_nine(centroids, grid) - centre[:, :, None]) * inside
+    constant = nine.square().sum(-1, keepdim=True) + FAR_AWAY * (1 - inside)
+    squared = torch.cat([-2 * nine, constant, torch.ones_like(constant)], dim=-1) @ pixels
+    if distance == "l2":
+        # The root's slope at 0 is infinite: below the rounding error the distance is constant, its gradient 0.
+        squared = squared.clamp_min(torch.finfo(squared.dtype).eps ** 2).sqrt()
+    return F.softmin(squared, dim=2)
+
+
+def _update(affinity: Tensor, pixels: Tensor, centre: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Centroids (B, S, C): the means of packed pixels weighted by affinity."""
+    sums = affinity @ pixels[:, :, :-1].mT                                                   # (B, S, 9, C + 1)
+    weights = sums[..., -1:]
+    sums = _sum_nine(torch.cat([sums[..., :-1] + weights * centre[:, :, None], weights], dim=-1), grid)
+    return sums[..., :-1] / (sums[..., -1:] + SMALLEST_WEIGHT)
+
+
+def _check(features: Tensor, n_iters: int, distance: str) -> None:
+    if features.ndim != 4 or 0 in features.shape or not features.is_floating_point():
+        raise ValueError(f"features must be floating point (B, C, H, W), got {features.dtype} {tuple(features.shape)}")
+    if n_iters < 1:
+        raise ValueError(f"n_iters must be at least 1, got {n_iters}")
+    if distance not in ("l2", "squared"):
+        raise ValueError(f"distance must be 'l2' or 'squared', got {distance!r}")

@@ -1,0 +1,173 @@
+"""Superpixel sampling networks: pixel features, learned or not, clustered by soft SLIC (Jampani et al., 2018)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from kornia.color import rgb_to_lab
+from torch import Tensor, nn
+
+from diffslic import training
+from diffslic.geometry import pixel_grid
+from diffslic.superpixels.connectivity import connect
+from diffslic.superpixels.slic import SoftSLIC, grid_for, soft_slic
+
+
+@dataclass(frozen=True)
+class SSNConfig:
+    """Hyper-parameters of :class:`SSN`; the defaults are those of the released weights."""
+
+    features: str = "deep"      # "deep": the paper's network beside colour and position; "pix": these alone
+    n_spixels: int = 200        # requested superpixels where a call names no number
+    n_iters: int = 5            # soft SLIC iterations; may differ between training and use
+    distance: str = "l2"        # between features: "l2", or the paper's "squared"
+    color_scale: float = 0.26   # factor of the Lab channels
+    pos_scale: float = 2.5      # factor of the positions; larger gives rounder superpixels
+    width: int = 64             # channels of the network's six inner convolutions
+    out_channels: int = 15      # learned channels that join the five of colour and position
+    min_size: float = 0.06      # smallest connected superpixel, as a share of the mean one
+
+
+class FeatureNet(nn.Module):
+    """The paper's seven convolutions: two at each of three scales, brought to full size and fused by the last."""
+
+    def __init__(self, in_channels: int = 5, width: int = 64, out_channels: int = 15) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(_unit(in_channels, width), _unit(width, width))
+        self.middle = nn.Sequential(nn.MaxPool2d(3, 2, padding=1), _unit(width, width), _unit(width, width))
+        self.coarse = nn.Sequential(nn.MaxPool2d(3, 2, padding=1), _unit(width, width), _unit(width, width))
+        self.head = nn.Conv2d(in_channels + 3 * width, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H, W)."""
+        fine = self.fine(x)
+        middle = self.middle(fine)
+        coarse = self.coarse(middle)
+        middle, coarse = (F.interpolate(scale, size=x.shape[-2:], mode="bilinear", align_corners=False)
+                          for scale in (middle, coarse))
+        return self.head(torch.cat([x, fine, middle, coarse], dim=1))
+
+
+def _unit(in_channels: int, out_channels: int) -> nn.Sequential:
+    # Without a bias: the batch norm that follows would take it away again.
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+                         nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+class SSN(nn.Module):
+    """Images to superpixels.
+
+    ``net(images)`` is differentiable and returns the soft assignment; ``net.segment(images)`` returns labels.
+    As with any module, call ``eval()`` before use and ``train()`` before training: the network has batch norm.
+    """
+
+    def __init__(self, config: SSNConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or SSNConfig()
+        if config.features not in ("deep", "pix"):
+            raise ValueError(f"features must be 'deep' or 'pix', got {config.features!r}")
+        self.net = FeatureNet(5, config.width, config.out_channels) if config.features == "deep" else None
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, device: torch.device | str = "cpu") -> "SSN":
+        """A trained network in evaluation mode.
+
+        Args:
+            name_or_path: shipped weights by name, a ``.safetensors`` of :meth:`save`, or the ``.pth`` of the weights
+                released by the composite-SSN study.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: weights of another network.
+        """
+        state, config = training.load_weights("ssn", name_or_path)
+        if any(key.startswith("feature_extract.") for key in state):
+            state, config = _from_released(state)
+        try:
+            net = cls(SSNConfig(**config))
+            net.load_state_dict(state)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"{name_or_path} does not hold the weights of an SSN: "
+                             f"{' '.join(str(error).split())[:200]}") from error
+        return net.eval().to(device)
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and configuration as safetensors, for :meth:`from_pretrained`."""
+        training.save_weights(path, self.state_dict(), asdict(self.config))
+
+    def features(self, images: Tensor, n_spixels: int | None = None) -> Tensor:
+        """Pixel features (B, C, H, W): learned channels first, then scaled Lab and scaled position (y, x).
+
+        The scale of the positions depends on ``n_spixels``, so that superpixels of every size are equally round.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1].
+            n_spixels: requested superpixels, by default the configuration's.
+        """
+        check_images(images)
+        height, width = images.shape[-2:]
+        n_spixels = self.config.n_spixels if n_spixels is None else n_spixels
+        grid_for(n_spixels, height, width)  # refuses a count that the image cannot hold
+        cells_a_side = math.isqrt(n_spixels)
+        pos_factor = self.config.pos_scale * max(cells_a_side / height, cells_a_side / width)
+        lab = self.config.color_scale * rgb_to_lab(images)
+        position = pos_factor * pixel_grid(height, width, images.device, images.dtype).flip(0)
+        pixels = torch.cat([lab, position.expand(len(images), -1, -1, -1)], dim=1)
+        return pixels if self.net is None else torch.cat([self.net(pixels), pixels], dim=1)
+
+    def forward(self, images: Tensor, n_spixels: int | None = None, n_iters: int | None = None) -> SoftSLIC:
+        """Soft superpixels of a batch of images, differentiable.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1].
+            n_spixels: requested superpixels; the grid holds at most as many.
+            n_iters: soft SLIC iterations. Both are the configuration's where not given.
+        """
+        n_spixels = self.config.n_spixels if n_spixels is None else n_spixels
+        n_iters = self.config.n_iters if n_iters is None else n_iters
+        features = self.features(images, n_spixels)
+        return soft_slic(features, grid_for(n_spixels, *images.shape[-2:]), n_iters, self.config.distance)
+
+    @torch.no_grad()
+    def segment(self, images: Tensor, n_spixels: int | None = None, connected: bool = True) -> Tensor:
+        """Superpixel labels (B, H, W) int64 of images (B, 3, H, W), RGB in [0, 1].
+
+        Connected labels are 0 .. count - 1 in each image, each one 4-connected piece; otherwise they are the
+        superpixels' places in the grid, and not every one need occur.
+        """
+        soft = self(images, n_spixels)
+        if not connected:
+            return soft.labels
+        height, width = images.shape[-2:]
+        return connect(soft.labels, int(self.config.min_size * height * width / soft.centroids.shape[1]))
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what is not a batch (B, 3, H, W) of finite floating-point RGB in [0, 1], with a ValueError."""
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ValueError(f"images must be RGB (B, 3, H, W), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}")
+    low, high = (value.item() for value in torch.aminmax(images.detach()))
+    # Interpolation and augmentation may leave the range by rounding, 0..255 leaves it by far.
+    if not (low >= -0.01 and high <= 1.01):  # also false for NaN
+        raise ValueError(f"images must lie in [0, 1], got values from {low:g} to {high:g}")
+
+
+RELEASED_NAMES = {"feature_extract.scale1.": "net.fine.", "feature_extract.scale2.": "net.middle.",
+                  "feature_extract.scale3.": "net.coarse.", "feature_extract.output_conv.0.": "net.head."}
+
+
+def _from_released(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The released base network's tensors under our names, and its configuration."""
+    renamed = dict(state)
+    for theirs, ours in RELEASED_NAMES.items():
+        renamed = {ours + key.removeprefix(theirs) if key.startswith(theirs) else key: value
+                   for key, value in renamed.items()}
+    if "net.head.weight" not in renamed:
+        raise ValueError("released SSN weights must hold feature_extract.output_conv.0.weight")
+    out_channels, inputs = renamed["net.head.weight"].shape[:2]
+    return renamed, {"width": (inputs - 5) // 3, "out_channels": out_channels}
