@@ -26,11 +26,11 @@ class World(NamedTuple):
     hollow: list[bool]  # seen from inside: rooms and skies
     half_size: Tensor  # (O, 3) metres
     outline: Tensor  # (O, 2, 4) cosine and sine coefficients of a card's outline radius
-    object_to_world: Tensor  # (O, T, 4, 4)
+    object_to_world: Tensor  # (O, T, 4, 4) float64
     body: Tensor  # (O,) int64: 0 = static world, 1.. = moving bodies
     textures: Tensor  # (O, 3, 3, 256, 256) in [0, 1]: one photograph per axis of the face normal
     texel_density: Tensor  # (O,) texels per metre
-    camera_to_world: Tensor  # (T, 4, 4)
+    camera_to_world: Tensor  # (T, 4, 4) float64
     intrinsics: Tensor  # (3, 3)
     light: Tensor  # (3,) unit vector towards the light, in the world
     gain: Tensor  # (T, 3) colour of the light in each frame
@@ -63,10 +63,10 @@ def cast(world: World, xy: Tensor, frames: Tensor) -> Hits:
     batch, _, height, width = xy.shape
     depth = torch.full((batch, height, width), torch.inf, device=xy.device)
     index = torch.zeros((batch, height, width), dtype=torch.int64, device=xy.device)
-    camera_from_world = geometry.invert_pose(world.camera_to_world[frames])
+    camera_from_objects = _camera_from_objects(world, frames).to(xy.dtype)
     rays = _pixel_rays(xy, world.intrinsics)
     for number, shape in enumerate(world.shape):
-        camera_from_object = camera_from_world @ world.object_to_world[number, frames]
+        camera_from_object = camera_from_objects[:, number]
         rows, columns = _window(world, number, camera_from_object, xy)
         if rows.start >= rows.stop or columns.start >= columns.stop:
             continue
@@ -102,7 +102,7 @@ def surface(world: World, xy: Tensor, hits: Hits, frames: Tensor) -> Surface:
     # A card has two sides, and a room is seen from inside: both show the side that faces the camera.
     away = (normal * points.movedim(1, -1)).sum(-1, keepdim=True) > 0
     normal = torch.where(away & ((shape == CARD) | inside)[..., None], -normal, normal)
-    to_world = world.camera_to_world[frames][:, None, None, :3, :3]
+    to_world = world.camera_to_world[frames][:, None, None, :3, :3].to(xy.dtype)
     return Surface(local, torch.where(shape == BOX, axis, 0), (to_world @ normal[..., None])[..., 0])
 
 
@@ -144,7 +144,7 @@ class Painter:
         u, v = _texture_coordinates(world, hits, seen)
         density = world.texel_density[hits.index]
         focal = world.intrinsics[0, 0]
-        to_camera = -world.camera_to_world[frames][:, None, None, :3, 2]
+        to_camera = -world.camera_to_world[frames][:, None, None, :3, 2].to(density.dtype)
         facing = (seen.normal * to_camera).sum(-1).abs().clamp(min=0.1)
         # Texels under one pixel; the geometric mean of the two directions of a slanted footprint.
         footprint = hits.depth.clamp(max=FAR) / focal * density / facing.sqrt()
@@ -258,8 +258,8 @@ def _pixel_rays(xy: Tensor, intrinsics: Tensor) -> Tensor:
 
 def _camera_from_objects(world: World, frames: Tensor) -> Tensor:
     """Poses (B, O, 4, 4) float64 of all objects in the cameras of ``frames``."""
-    camera_from_world = geometry.invert_pose(world.camera_to_world[frames].double())
-    return camera_from_world[:, None] @ world.object_to_world[:, frames].double().transpose(0, 1)
+    camera_from_world = geometry.invert_pose(world.camera_to_world[frames])
+    return camera_from_world[:, None] @ world.object_to_world[:, frames].transpose(0, 1)
 
 
 def _window(world: World, number: int, camera_from_object: Tensor, xy: Tensor) -> tuple[slice, slice]:

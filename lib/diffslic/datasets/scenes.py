@@ -172,7 +172,7 @@ def _clip(preset: str, n_frames: int, size: tuple[int, int], seed: int, options:
         "backward_flow": lambda t: motion(t, -1).flow[0].cpu(),
         "occlusion": lambda t: motion(t, 1).occlusion[0].cpu(),
         "backward_occlusion": lambda t: motion(t, -1).occlusion[0].cpu(),
-        "camera_to_world": lambda t: scene().world.camera_to_world[t].cpu(),
+        "camera_to_world": lambda t: scene().world.camera_to_world[t].float().cpu(),
     }
     return Clip(name=f"{preset}-{seed:05d}", length=n_frames, size=tuple(size), readers=readers,
                 intrinsics_=_intrinsics(size))
@@ -221,9 +221,9 @@ def _intrinsics(size: tuple[int, int]) -> Tensor:
 
 
 def _pose(rotation: Tensor, position: Tensor) -> Tensor:
-    """Poses (T, 4, 4) from rotation vectors (T, 3) in radians and positions (T, 3) in metres."""
-    pose = torch.eye(4).repeat(len(position), 1, 1)
-    pose[:, :3, :3] = geometry.axis_angle_to_matrix(rotation)
+    """Poses (T, 4, 4) float64 from rotation vectors (T, 3) in radians and positions (T, 3) in metres."""
+    pose = torch.eye(4, dtype=torch.float64).repeat(len(position), 1, 1)
+    pose[:, :3, :3] = geometry.axis_angle_to_matrix(rotation.double())
     pose[:, :3, 3] = position
     return pose
 
@@ -293,7 +293,7 @@ def _bodies(n_bodies: int, n_frames: int, preset: str, focal: float,
         path[:, 1] = GROUND - lowest - (rng.uniform(0, 0.8) if rng.random() < 0.3 else 0)
         pose = _pose(rotation, path)
         for shape, half, offset in parts:
-            joint = torch.eye(4)
+            joint = torch.eye(4, dtype=torch.float64)
             joint[:3, 3] = torch.tensor(offset)
             objects.append(_Object(shape, half, pose @ joint, body, faces=3 if shape == BOX else 1,
                                    texel_density=rng.uniform(100, 300)))
