@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
 Reader = Callable[[int], Tensor]
 
-# Every kind of reader, with the frames that it cannot serve: (first frames, last frames).
+# Every kind of reader, with how many frames it cannot serve: at the beginning, at the end.
 KINDS = {"frame": (0, 0), "labels": (0, 0), "segments": (0, 0), "depth": (0, 0), "camera_to_world": (0, 0),
          "flow": (0, 1), "occlusion": (0, 1), "backward_flow": (1, 0), "backward_occlusion": (1, 0),
          "superpixel_labels": (0, 0), "superpixel_vectors": (0, 0)}
@@ -61,7 +62,7 @@ class Clip:
         return self._read("segments", t)
 
     def flow(self, t: int) -> Tensor:
-        """(2, H, W) float32 pixels, frame t to t + 1, t in 0..T-2. Where the truth is unknown it is NaN."""
+        """(2, H, W) float32 pixels, frame t to t + 1, t in 0..T-2."""
         return self._read("flow", t)
 
     def backward_flow(self, t: int) -> Tensor:
@@ -103,11 +104,16 @@ class Clip:
         """The stem of frame t's file; five digits where frames do not come from files."""
         return self.frame_names[t] if self.frame_names else f"{t:05d}"
 
+    def frames_with(self, kind: str) -> range:
+        """The frame numbers for which ``kind`` is defined: flow has none at the last frame."""
+        first, last = KINDS[kind]
+        return range(first, self.length - last)
+
     def part(self, start: int, stop: int) -> "Clip":
         """Frames start .. stop - 1 as a clip of their own, numbered from 0."""
         if not 0 <= start < stop <= self.length:
             raise IndexError(f"clip {self.name!r} has {self.length} frames, part({start}, {stop}) is not inside")
-        shifted = {kind: lambda t, read=read: read(t + start) for kind, read in self.readers.items()}
+        shifted = {kind: partial(_read_later, read, start) for kind, read in self.readers.items()}
         return replace(self, readers=shifted, length=stop - start, frame_names=self.frame_names[start:stop])
 
     def with_readers(self, **readers: Reader) -> "Clip":
@@ -117,7 +123,12 @@ class Clip:
     def _read(self, kind: str, t: int) -> Tensor:
         if kind not in self.readers:
             raise LookupError(f"clip {self.name!r} has no {kind}, it has {', '.join(self.readers)}")
-        first, last = KINDS[kind][0], self.length - 1 - KINDS[kind][1]
-        if not first <= t <= last:
-            raise IndexError(f"clip {self.name!r} has {self.length} frames: {kind}({t}) is outside {first}..{last}")
+        frames = self.frames_with(kind)
+        if t not in frames:
+            raise IndexError(f"clip {self.name!r} has {self.length} frames: {kind}({t}) is outside "
+                             f"{frames.start}..{frames.stop - 1}")
         return self.readers[kind](t)
+
+
+def _read_later(read: Reader, start: int, t: int) -> Tensor:
+    return read(t + start)

@@ -28,7 +28,8 @@ class World(NamedTuple):
     outline: Tensor  # (O, 2, 4) cosine and sine coefficients of a card's outline radius
     object_to_world: Tensor  # (O, T, 4, 4) float64
     body: Tensor  # (O,) int64: 0 = static world, 1.. = moving bodies
-    textures: Tensor  # (O, 3, 3, 256, 256) in [0, 1]: one photograph per axis of the face normal
+    faces: Tensor  # (O, 3) int64: which texture the faces with a normal along x, y, z show
+    textures: Tensor  # (M, 3, 256, 256) in [0, 1]
     texel_density: Tensor  # (O,) texels per metre
     camera_to_world: Tensor  # (T, 4, 4) float64
     intrinsics: Tensor  # (3, 3)
@@ -126,7 +127,7 @@ class Painter:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        level = world.textures.flatten(0, 1)
+        level = world.textures
         self._sizes, self._starts, texels = [], [], []
         start = 0
         while level.shape[-1] >= 4:
@@ -149,7 +150,7 @@ class Painter:
         # Texels under one pixel; the geometric mean of the two directions of a slanted footprint.
         footprint = hits.depth.clamp(max=FAR) / focal * density / facing.sqrt()
         level = footprint.clamp(min=1).log2().clamp(max=len(self._sizes) - 1.001)
-        texture = hits.index * 3 + seen.axis
+        texture = world.faces[hits.index, seen.axis]
         low = level.long()
         share = (level - low)[..., None]
         color = torch.lerp(self._read(texture, u * density, v * density, low),

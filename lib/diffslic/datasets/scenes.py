@@ -204,6 +204,7 @@ def _build(preset: str, n_frames: int, size: tuple[int, int], lighting: float, r
     if lighting > 0:
         wave = torch.sin(torch.arange(n_frames) * rng.uniform(0.1, 0.6) + rng.uniform(0, 2 * math.pi))
         gain = 1 + lighting * wave[:, None] * torch.tensor(rng.uniform(0.7, 1, 3), dtype=torch.float32)
+    starts = [0, *np.cumsum([o.faces for o in objects[:-1]]).tolist()]
     light = torch.tensor([rng.uniform(-1, 1), -rng.uniform(0.5, 1.5), -rng.uniform(0.2, 1)], dtype=torch.float32)
     return World(
         shape=[o.shape for o in objects], hollow=[o.hollow for o in objects],
@@ -211,7 +212,8 @@ def _build(preset: str, n_frames: int, size: tuple[int, int], lighting: float, r
         outline=torch.tensor(rng.normal(0, 0.16, (len(objects), 2, 4)) / [1, 1.5, 2, 3], dtype=torch.float32),
         object_to_world=torch.stack([o.poses for o in objects]),
         body=torch.tensor([o.body for o in objects]),
-        textures=torch.stack([_textures(o.faces, rng) for o in objects]),
+        faces=torch.tensor([[start + axis % o.faces for axis in range(3)] for o, start in zip(objects, starts)]),
+        textures=torch.stack([_texture(rng) for _ in range(starts[-1] + objects[-1].faces)]),
         texel_density=torch.tensor([o.texel_density for o in objects]),
         camera_to_world=camera, intrinsics=intrinsics, light=F.normalize(light, dim=0), gain=gain)
 
@@ -370,24 +372,26 @@ def _camera(n_frames: int, forward: float, centres: list[Tensor], rng: np.random
 
 @lru_cache(maxsize=1)
 def _photographs() -> list[Tensor]:
-    """The photographs (3, H, W) in [0, 1] that ship inside scikit-image."""
+    """The photographs (3, H, W) in [0, 1] that ship inside scikit-image, each at up to three sizes."""
+    side = raycast.TEXTURE_SIZE
     images = []
     for name in PHOTOGRAPHS:
         image = getattr(data, name)()
         image = (color.gray2rgb(image) if image.ndim == 2 else image)[..., :3]
-        images.append(torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1))
+        tensor = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)
+        for shorter in (side, 3 * side // 2, 5 * side // 2):
+            scale = shorter / min(tensor.shape[1:])
+            size = tuple(max(side, round(n * scale)) for n in tensor.shape[1:])
+            images.append(geometry.resize(tensor[None], size)[0])
     return images
 
 
-def _textures(faces: int, rng: np.random.Generator) -> Tensor:
-    """Photographs (3, 3, 256, 256) for the three normal axes: random crops with a random tint and contrast."""
-    textures = []
-    for _ in range(faces):
-        photograph = _photographs()[rng.integers(len(PHOTOGRAPHS))]
-        side = int(rng.integers(96, min(photograph.shape[1:]) + 1))
-        top, left = (int(rng.integers(0, n - side + 1)) for n in photograph.shape[1:])
-        crop = geometry.resize(photograph[None, :, top:top + side, left:left + side], (raycast.TEXTURE_SIZE,) * 2)[0]
-        tint = torch.tensor(rng.uniform(0.55, 1.25, 3), dtype=torch.float32)[:, None, None]
-        contrast = rng.uniform(0.5, 1.2)
-        textures.append(((crop - 0.5) * contrast * tint + rng.uniform(0.3, 0.65)).clamp(0, 1))
-    return torch.stack([textures[axis % faces] for axis in range(3)])
+def _texture(rng: np.random.Generator) -> Tensor:
+    """A texture (3, 256, 256): a random crop of a photograph with a random tint and contrast."""
+    side = raycast.TEXTURE_SIZE
+    photograph = _photographs()[rng.integers(len(_photographs()))]
+    top, left = (int(rng.integers(0, n - side + 1)) for n in photograph.shape[1:])
+    tint = torch.tensor(rng.uniform(0.55, 1.25, 3), dtype=torch.float32)[:, None, None]
+    contrast = rng.uniform(0.5, 1.2)
+    crop = photograph[:, top:top + side, left:left + side]
+    return ((crop - 0.5) * (contrast * tint) + rng.uniform(0.3, 0.65)).clamp(0, 1)
