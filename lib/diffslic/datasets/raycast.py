@@ -33,6 +33,7 @@ class World(NamedTuple):
     texel_density: Tensor  # (O,) texels per metre
     camera_to_world: Tensor  # (T, 4, 4) float64
     intrinsics: Tensor  # (3, 3)
+    size: tuple[int, int]  # rows and columns of a frame
     light: Tensor  # (3,) unit vector towards the light, in the world
     gain: Tensor  # (T, 3) colour of the light in each frame
 
@@ -275,7 +276,12 @@ def _window(world: World, number: int, camera_from_object: Tensor, xy: Tensor) -
     if bool((corners[:, 2] <= NEAR).any()):
         return (slice(0, 0), slice(0, 0)) if bool((corners[:, 2] <= NEAR).all()) else everything
     pixels = (world.intrinsics @ corners)[:, :2] / corners[:, 2:]
-    low, high = (bound[:, :, None, None] for bound in (pixels.amin(-1) - 1, pixels.amax(-1) + 1))
+    low, high = pixels.amin(-1) - 1, pixels.amax(-1) + 1
+    # Rays that leave the frame are not asked about, so what lies wholly outside of it is no concern.
+    frame = torch.tensor([world.size[1], world.size[0]], device=xy.device)
+    if bool(((high < 0) | (low > frame)).any(dim=1).all()):
+        return slice(0, 0), slice(0, 0)
+    low, high = low[:, :, None, None], high[:, :, None, None]
     meets = ((xy >= low) & (xy <= high)).all(dim=1).any(dim=0)
     rows, columns = meets.any(dim=1).nonzero().flatten(), meets.any(dim=0).nonzero().flatten()
     if len(rows) == 0:

@@ -215,7 +215,7 @@ def _build(preset: str, n_frames: int, size: tuple[int, int], lighting: float, r
         faces=torch.tensor([[start + axis % o.faces for axis in range(3)] for o, start in zip(objects, starts)]),
         textures=torch.stack([_texture(rng) for _ in range(starts[-1] + objects[-1].faces)]),
         texel_density=torch.tensor([o.texel_density for o in objects]),
-        camera_to_world=camera, intrinsics=intrinsics, light=F.normalize(light, dim=0), gain=gain)
+        camera_to_world=camera, intrinsics=intrinsics, size=size, light=F.normalize(light, dim=0), gain=gain)
 
 
 def _intrinsics(size: tuple[int, int]) -> Tensor:
