@@ -4,17 +4,209 @@ This module knows Fabric and no model: what is trained, on what and how it is we
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "data" / "weights"
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a network is trained."""
+
+    steps: int  # optimiser steps
+    learning_rate: float  # its peak
+    warmup: float = 0.05  # share of the steps in which the rate rises from zero
+    validate_every: int = 500  # steps between validations; there is one at the end too
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0  # of the whole gradient
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.validate_every < 1 or self.learning_rate <= 0:
+            raise ValueError(f"a schedule needs steps >= 1, validate_every >= 1 and learning_rate > 0, got {self}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: a linear rise, then half a cosine down to a hundredth of the peak."""
+        rise = max(1, round(self.warmup * self.steps))
+        if step < rise:
+            return self.learning_rate * (step + 1) / rise
+        share = (step - rise) / max(1, self.steps - rise)
+        return self.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
+
+
+class Batches(Dataset[Batch]):
+    """Batches as a function of their number: what makes a resumed run see what an unbroken one would have seen.
+
+    Args:
+        make: number of the batch to the batch; it draws its randomness from that number alone.
+    """
+
+    def __init__(self, make: Callable[[int], Batch]) -> None:
+        self.make = make
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.make(number)
+
+
+class _From(Sampler[int]):
+    """Batch numbers of one process of a run: first, first + stride, ... below ``stop``."""
+
+    def __init__(self, first: int, stop: int, stride: int) -> None:
+        self.numbers = range(first, stop, stride)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+class FitResult(NamedTuple):
+    """What a training run ends with."""
+
+    history: pd.DataFrame  # one row per validation: step, seconds, loss, rate, and the validation's figures
+    best_step: int
+    seconds: float  # of training and validation, over all parts of a resumed run
+    weights: Path  # the best model, as safetensors
+
+
+def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], Tensor],
+        validate: Callable[[nn.Module], dict[str, float]], schedule: Schedule, out_dir: str | Path, *,
+        monitor: str, higher_is_better: bool, resume: bool = True, device: str = "auto", devices: int = 1,
+        precision: str = "32-true", workers: int = 0, loggers: Sequence[Any] = (), progress: bool = True) -> FitResult:
+    """Train a network and keep its best state.
+
+    ``out_dir`` gets ``metrics.csv`` (rewritten after each validation), ``last.ckpt`` (everything that an exact
+    resume needs) and ``best.safetensors``; each file is written whole or not at all. A run that was stopped goes on
+    from ``last.ckpt`` and ends as it would have without the stop. Under torchrun every process takes its share of
+    the batches.
+
+    Args:
+        model: has ``save(path)``, which writes its weights.
+        batches: see :class:`Batches`.
+        loss: (model, batch) to a loss per sample (B,); its mean is minimised.
+        validate: model to figures, run by the first process without gradients.
+        monitor: the figure of ``validate`` that chooses the best state.
+        resume: go on from ``out_dir/last.ckpt`` if it is there; otherwise start anew.
+        device, devices, precision, loggers: see Lightning Fabric (``device`` is its accelerator, "cuda" too).
+        workers: processes that make batches ahead of time.
+
+    Raises:
+        ValueError: the checkpoint belongs to a run with another schedule or model, or the loss is not finite.
+    """
+    from lightning_fabric import Fabric  # importing it takes a second, and only training needs it
+
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    fabric = Fabric(accelerator=device, devices=devices, precision=precision, loggers=list(loggers))
+    fabric.launch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    state = _resume(out_dir / "last.ckpt", model, optimizer, schedule) if resume else _new_state()
+    wrapped, optimizer = fabric.setup(model, optimizer)
+    loader = DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=False,
+                        sampler=_From(state["step"] * fabric.world_size + fabric.global_rank,
+                                      schedule.steps * fabric.world_size, fabric.world_size))
+    bar = tqdm(total=schedule.steps, initial=state["step"], disable=not (progress and fabric.is_global_zero),
+               desc=f"training {out_dir.name}", unit="step")
+    started, seconds, running = time.perf_counter(), state["seconds"], []
+    wrapped.train()
+    for batch in fabric.setup_dataloaders(loader, use_distributed_sampler=False):
+        rate = schedule.rate(state["step"])
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        value = loss(wrapped, batch).mean()
+        if not torch.isfinite(value):
+            raise ValueError(f"the loss became {value.item()} at step {state['step'] + 1}; the learning rate is {rate}")
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(value)
+        fabric.clip_gradients(wrapped, optimizer, max_norm=schedule.clip_norm)
+        optimizer.step()
+        state["step"] += 1
+        running.append(value.item())
+        bar.update()
+        bar.set_postfix(loss=f"{running[-1]:.4f}", refresh=False)
+        if state["step"] % schedule.validate_every == 0 or state["step"] == schedule.steps:
+            state["seconds"] = seconds + time.perf_counter() - started
+            figures = {"loss": sum(running) / len(running), "rate": rate}
+            running = []
+            if fabric.is_global_zero:
+                model.eval()
+                with torch.no_grad():
+                    figures |= validate(model)
+                model.train()
+                bar.write(f"step {state['step']}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+                _keep(state, figures, model, optimizer, schedule, out_dir, monitor, higher_is_better)
+                fabric.log_dict(figures, step=state["step"])
+            fabric.barrier()
+    bar.close()
+    return FitResult(pd.DataFrame(state["history"]), state["best_step"], state["seconds"],
+                     out_dir / "best.safetensors")
+
+
+def _new_state() -> dict[str, Any]:
+    return {"step": 0, "seconds": 0.0, "history": [], "best": None, "best_step": 0}
+
+
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule) -> dict[str, Any]:
+    if not path.is_file():
+        return _new_state()
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here: unpickling, zip and end-of-file errors
+        raise ValueError(f"{path} is not a whole checkpoint: {str(error).splitlines()[0]}") from error
+    if kept["schedule"] != asdict(schedule):
+        raise ValueError(f"{path} belongs to a run with another schedule ({kept['schedule']}); "
+                         "remove it or choose another folder")
+    try:
+        model.load_state_dict(kept["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} belongs to a run of another model: {str(error).splitlines()[-1].strip()}") from error
+    optimizer.load_state_dict(kept["optimizer"])
+    torch.set_rng_state(kept["random"])
+    return kept["state"]
+
+
+def _keep(state: dict[str, Any], figures: dict[str, float], model: nn.Module, optimizer: torch.optim.Optimizer,
+          schedule: Schedule, out_dir: Path, monitor: str, higher_is_better: bool) -> None:
+    """Note the figures, keep the best weights, and write the checkpoint, in this order."""
+    state["history"].append({"step": state["step"], "seconds": state["seconds"], **figures})
+    value = figures[monitor]
+    if state["best"] is None or (value > state["best"] if higher_is_better else value < state["best"]):
+        state["best"], state["best_step"] = value, state["step"]
+        model.save(out_dir / "best.safetensors")
+    _write_whole(out_dir / "metrics.csv", lambda path: pd.DataFrame(state["history"]).to_csv(path, index=False))
+    raw = optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
+    _write_whole(out_dir / "last.ckpt", lambda path: torch.save(
+        {"state": state, "schedule": asdict(schedule), "model": model.state_dict(), "optimizer": raw.state_dict(),
+         "random": torch.get_rng_state()}, path))
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in its place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- weights
 
 
 class Weights(NamedTuple):
@@ -75,10 +267,5 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor], config: Mapping[
     """Write weights and their configuration as safetensors, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    try:
-        save_file(tensors, temporary, metadata={"config": json.dumps(config)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _write_whole(path, lambda file: save_file(tensors, file, metadata={"config": json.dumps(config)}))

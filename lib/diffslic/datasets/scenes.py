@@ -149,33 +149,38 @@ def clips(preset: str = "lab", n_clips: int = 4, n_frames: int = 8, size: tuple[
 
 
 def _clip(preset: str, n_frames: int, size: tuple[int, int], seed: int, options: dict[str, Any]) -> Clip:
-    """A lazy clip: the scene is built at the first reading, and its last few frames are kept."""
-
-    @lru_cache(maxsize=1)
-    def scene() -> Scene:
-        return Scene(preset, n_frames, size, seed, **options)
-
-    @lru_cache(maxsize=2)
-    def view(t: int) -> View:
-        return scene().view([t])
-
-    @lru_cache(maxsize=2)
-    def motion(t: int, step: int) -> Motion:
-        return scene().motion([t], view(t), step)
-
+    """A lazy clip: nothing is drawn before it is read."""
+    key = preset, n_frames, tuple(size), seed, tuple(sorted(options.items()))
     readers = {
-        "frame": lambda t: view(t).image[0].cpu(),
-        "labels": lambda t: view(t).labels[0].cpu(),
-        "segments": lambda t: view(t).segments[0].cpu(),
-        "depth": lambda t: view(t).depth[0].cpu(),
-        "flow": lambda t: motion(t, 1).flow[0].cpu(),
-        "backward_flow": lambda t: motion(t, -1).flow[0].cpu(),
-        "occlusion": lambda t: motion(t, 1).occlusion[0].cpu(),
-        "backward_occlusion": lambda t: motion(t, -1).occlusion[0].cpu(),
-        "camera_to_world": lambda t: scene().world.camera_to_world[t].float().cpu(),
+        "frame": lambda t: _view(key, t).image[0].cpu(),
+        "labels": lambda t: _view(key, t).labels[0].cpu(),
+        "segments": lambda t: _view(key, t).segments[0].cpu(),
+        "depth": lambda t: _view(key, t).depth[0].cpu(),
+        "flow": lambda t: _motion(key, t, 1).flow[0].cpu(),
+        "backward_flow": lambda t: _motion(key, t, -1).flow[0].cpu(),
+        "occlusion": lambda t: _motion(key, t, 1).occlusion[0].cpu(),
+        "backward_occlusion": lambda t: _motion(key, t, -1).occlusion[0].cpu(),
+        "camera_to_world": lambda t: _scene(key).world.camera_to_world[t].float().cpu(),
     }
     return Clip(name=f"{preset}-{seed:05d}", length=n_frames, size=tuple(size), readers=readers,
                 intrinsics_=_intrinsics(size))
+
+
+# The last few scenes and frames are kept, for all clips together: a scene's textures take tens of megabytes.
+@lru_cache(maxsize=2)
+def _scene(key: tuple[Any, ...]) -> Scene:
+    preset, n_frames, size, seed, options = key
+    return Scene(preset, n_frames, size, seed, **dict(options))
+
+
+@lru_cache(maxsize=2)
+def _view(key: tuple[Any, ...], t: int) -> View:
+    return _scene(key).view([t])
+
+
+@lru_cache(maxsize=2)
+def _motion(key: tuple[Any, ...], t: int, step: int) -> Motion:
+    return _scene(key).motion([t], _view(key, t), step)
 
 
 # ---------------------------------------------------------------- building worlds

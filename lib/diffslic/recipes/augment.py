@@ -1,0 +1,44 @@
+"""Random changes of training samples that keep images, flow and masks in step."""
+
+import kornia.enhance
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffslic import geometry
+
+
+def jitter_colors(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Change gamma, contrast, brightness and saturation of (B, 3, H, W) images in [0, 1] alike, and add noise to each.
+
+    The frames of a pair go in together: a change that differed between them would be an error of the camera, not
+    of the light.
+    """
+    images = kornia.enhance.adjust_gamma(images, float(rng.uniform(0.7, 1.4)))
+    images = kornia.enhance.adjust_contrast(images, float(rng.uniform(0.7, 1.4)))
+    images = kornia.enhance.adjust_brightness(images, float(rng.uniform(-0.12, 0.12)))
+    grey = images.mean(dim=1, keepdim=True)
+    images = torch.lerp(grey, images, float(rng.uniform(0.3, 1.5)))
+    noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32)).to(images.device)
+    return (images + float(rng.uniform(0, 0.03)) * noise).clamp(0, 1)
+
+
+def crop_window(size: tuple[int, int], crop: tuple[int, int], rng: np.random.Generator) -> tuple[slice, slice]:
+    """A random window of ``crop`` = (rows, columns), at most the image's ``size``."""
+    rows, columns = min(crop[0], size[0]), min(crop[1], size[1])
+    top, left = int(rng.integers(0, size[0] - rows + 1)), int(rng.integers(0, size[1] - columns + 1))
+    return slice(top, top + rows), slice(left, left + columns)
+
+
+def flip_flow(flow: Tensor, horizontal: bool, vertical: bool) -> Tensor:
+    """Mirror flow (..., 2, H, W): the field is mirrored, and the component along the mirrored axis changes its sign."""
+    if horizontal:
+        flow = geometry.flip_flow_horizontal(flow)
+    return flow.flip(-2) * flow.new_tensor([1, -1])[:, None, None] if vertical else flow
+
+
+def flip_image(image: Tensor, horizontal: bool, vertical: bool) -> Tensor:
+    """Mirror (..., H, W): images, labels, masks."""
+    if horizontal:
+        image = geometry.flip_horizontal(image)
+    return image.flip(-2) if vertical else image

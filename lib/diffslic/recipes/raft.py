@@ -1,0 +1,106 @@
+"""How RAFT is trained on scenes: pairs of frames with exact flow, the paper's sequence loss, end-point error."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffslic import metrics, training
+from diffslic.datasets import scenes
+from diffslic.datasets.clip import Clip
+from diffslic.flow import RAFT, RAFTConfig, sequence_loss
+from diffslic.recipes import augment
+
+SIZE = (240, 320)  # of the rendered frames
+CROP = (160, 224)
+VALIDATION_SEED = 900_000  # scenes from this seed on are never trained on
+
+
+class Pairs:
+    """Batches of frame pairs with their flow, drawn from a pool of scenes.
+
+    A scene's frames are drawn once and kept as bytes; every batch then cuts, mirrors and colours them anew.
+
+    Args:
+        n_scenes: size of the pool. n_frames: frames per scene.
+        batch_size: pairs per batch.
+        seed: chooses the scenes and everything random.
+        device: where scenes are drawn.
+    """
+
+    def __init__(self, n_scenes: int, n_frames: int, batch_size: int, seed: int, device: str = "cpu") -> None:
+        self.batch_size, self.seed, self.n_frames = batch_size, seed, n_frames
+        self.pool = scenes.clips("lab+street+crowd+static", n_scenes, n_frames, SIZE, seed=seed * 10_000, lighting=0.1,
+                                 device=device)
+        self._drawn = lru_cache(maxsize=None)(self._draw)
+
+    def __call__(self, number: int) -> dict[str, Tensor]:
+        """Batch ``number``: image1, image2 (B, 3, h, w), flow (B, 2, h, w), valid (B, h, w)."""
+        samples = [self._sample(np.random.default_rng([self.seed, number, item])) for item in range(self.batch_size)]
+        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    def _draw(self, scene: int) -> list[tuple[Tensor, Tensor]]:
+        """The pairs of a scene, in bytes and half floats: a thousand pairs take 0.7 GB."""
+        clip = self.pool[scene]
+        read = [((clip.frame(t) * 255).round().byte(), clip.flow(t).half() if t + 1 < self.n_frames else None)
+                for t in range(self.n_frames)]
+        return [(torch.stack([frame, read[t + 1][0]]), flow) for t, (frame, flow) in enumerate(read[:-1])]
+
+    def _sample(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        scene, t = int(rng.integers(len(self.pool))), int(rng.integers(self.n_frames - 1))
+        images, flow = self._drawn(scene)[t]
+        rows, columns = augment.crop_window(SIZE, CROP, rng)
+        mirror = rng.random() < 0.5, rng.random() < 0.1
+        images = augment.flip_image(images[..., rows, columns].float() / 255, *mirror)
+        flow = augment.flip_flow(flow[:, rows, columns].float(), *mirror)
+        images = augment.jitter_colors(images, rng)
+        # A point that comes close to the camera can move by thousands of pixels: no lesson in that.
+        return {"image1": images[0], "image2": images[1], "flow": flow, "valid": flow.norm(dim=0) < 200}
+
+
+def train(out_dir: str | Path, *, variant: str = "small", steps: int = 3000, batch_size: int = 4, n_iters: int = 6,
+          learning_rate: float = 4e-4, n_scenes: int = 320, n_frames: int = 6, validate_every: int = 500, seed: int = 1,
+          device: str = "auto", devices: int = 1, precision: str = "32-true", workers: int = 1,
+          resume: bool = True, loggers: Sequence[Any] = (), progress: bool = True) -> training.FitResult:
+    """Train RAFT on scenes; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
+
+    Args:
+        variant: "small" or "large".
+        n_iters: corrections per pair while training.
+        n_scenes, n_frames: the pool of scenes, drawn on the fly.
+    """
+    torch.manual_seed(seed)
+    model = RAFT(RAFTConfig(variant))
+    pairs = Pairs(n_scenes, n_frames, batch_size, seed)
+    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+
+    def loss(network: nn.Module, batch: training.Batch) -> Tensor:
+        predictions = network.predictions(batch["image1"], batch["image2"], n_iters)
+        return sequence_loss(predictions, batch["flow"], batch["valid"])
+
+    validation = validation_clips()
+    return training.fit(model, training.Batches(pairs), loss, lambda network: evaluate(network, validation), schedule,
+                        out_dir, monitor="epe", higher_is_better=False, device=device, devices=devices,
+                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
+
+
+def validation_clips(n_clips: int = 8) -> list[Clip]:
+    """Scenes that no training run uses: 8 clips of 3 frames at 240x320."""
+    return scenes.clips("lab+street+crowd+static", n_clips, 3, SIZE, seed=VALIDATION_SEED)
+
+
+def evaluate(model: RAFT, clips: Sequence[Clip], n_iters: int = 12) -> dict[str, float]:
+    """Mean over all pairs of the clips: epe in pixels, shares px1 and px3, fl_all; and epe where nothing is occluded."""
+    device = next(model.parameters()).device
+    rows = []
+    for clip in clips:
+        frames = [clip.frame(t).to(device) for t in range(len(clip))]
+        for t, flow in enumerate(model.video(frames, n_iters)):
+            truth, visible = clip.flow(t), ~clip.occlusion(t)
+            figures = metrics.flow(flow.cpu(), truth)
+            rows.append({**figures, "epe_visible": metrics.flow(flow.cpu(), truth, visible)["epe"]})
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
