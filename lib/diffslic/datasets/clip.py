@@ -14,7 +14,7 @@ KINDS = {"frame": (0, 0), "labels": (0, 0), "segments": (0, 0), "depth": (0, 0),
          "superpixel_labels": (0, 0), "superpixel_vectors": (0, 0)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clip:
     """A video of T frames: a name, a size and one reader per kind of data.
 
@@ -44,6 +44,10 @@ class Clip:
 
     def __len__(self) -> int:
         return self.length
+
+    def __repr__(self) -> str:
+        rows, columns = self.size
+        return f"Clip({self.name!r}, {self.length} frames of {rows}x{columns}: {', '.join(self.readers)})"
 
     def has(self, kind: str) -> bool:
         """Whether the clip gives ``kind``: the name of a method below, or ``"intrinsics"``."""

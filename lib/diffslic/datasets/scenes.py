@@ -131,14 +131,16 @@ class Scene:
 
 
 def clips(preset: str = "lab", n_clips: int = 4, n_frames: int = 8, size: tuple[int, int] = (240, 428),
-          seed: int = 0, **options: Any) -> list[Clip]:
+          seed: int = 0, lighting: float = 0.0, blur: float = 0.0, noise: float = 0.0,
+          device: str = "cpu") -> list[Clip]:
     """Scenes as clips, with every truth: frame, labels, segments, flow, occlusion (both ways), depth, poses.
 
     Args:
         preset: one of ``PRESETS``; several may be joined by a plus sign ("lab+crowd"), clips then take turns.
         n_clips: how many; clip i has the seed ``seed + i``.
-        n_frames, size, options: see :class:`Scene`.
+        n_frames, size, lighting, blur, noise, device: see :class:`Scene`.
     """
+    options = {"lighting": lighting, "blur": blur, "noise": noise, "device": device}
     if n_clips < 1:
         raise ValueError(f"n_clips must be at least 1, got {n_clips}")
     presets = preset.split("+")

@@ -62,8 +62,8 @@ class Pairs:
         return {"image1": images[0], "image2": images[1], "flow": flow, "valid": flow.norm(dim=0) < 200}
 
 
-def train(out_dir: str | Path, *, variant: str = "small", steps: int = 3000, batch_size: int = 4, n_iters: int = 6,
-          learning_rate: float = 4e-4, n_scenes: int = 320, n_frames: int = 6, validate_every: int = 500, seed: int = 1,
+def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2500, batch_size: int = 4, n_iters: int = 6,
+          learning_rate: float = 4e-4, n_scenes: int = 160, n_frames: int = 8, validate_every: int = 500, seed: int = 1,
           device: str = "auto", devices: int = 1, precision: str = "32-true", workers: int = 1,
           resume: bool = True, loggers: Sequence[Any] = (), progress: bool = True) -> training.FitResult:
     """Train RAFT on scenes; see :func:`diffslic.training.fit` for what ``out_dir`` gets.

@@ -1,0 +1,120 @@
+"""Somebody's own material: a folder of frames, with masks or without, or a video file."""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from diffslic.datasets.clip import Clip, Reader
+from diffslic.datasets.io import IMAGE_SUFFIXES, check_size, image_size, read_image, read_labels
+from diffslic.datasets.problems import problems_of
+from diffslic.datasets.video import VIDEO_SUFFIXES, Video
+from diffslic.geometry import resize, resize_labels
+
+LAYOUT = ("expected a video file, a folder of images, or a folder with frames/ and, where masks exist, "
+          "masks/ with files of the same names")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder in the order people count: frame_2 before frame_10. Hidden files are skipped.
+
+    Raises:
+        ValueError: two files of one stem, e.g. 00000.jpg beside 00000.png.
+    """
+    files = sorted((path for path in folder.iterdir()
+                    if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")), key=_natural)
+    for first, second in zip(files, files[1:]):
+        if first.stem == second.stem:
+            raise ValueError(f"{second}: a second file for the frame of {first.name}, expected one image per frame")
+    return files
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", path.stem)
+    return [int(part) if part.isdecimal() else part.lower() for part in parts], path.name
+
+
+def read_frame(paths: Sequence[Path], size: tuple[int, int], owner: str, t: int) -> Tensor:
+    """Frame t of a list of image files, which must have the clip's size."""
+    return check_size(paths[t], read_image(paths[t]), size, owner)
+
+
+def clips(root: str | Path, resolution: int | None = None) -> list[Clip]:
+    """One clip from a folder of frames or a video file.
+
+    Args:
+        root: a video; or images; or ``frames/`` and ``masks/``. Images may stand beside a ``masks/`` as well.
+            A mask of levels 0 and 255 alone is read as background and object 1, any other as object ids.
+        resolution: rows to resize to, the columns follow; None keeps the size.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there, a single frame, frames of several sizes, fewer masks than
+            frames, or a file that cannot be decoded.
+    """
+    root = Path(root)
+    if resolution is not None and resolution < 1:
+        raise ValueError(f"resolution is the number of rows to resize to, got {resolution}")
+    clip = _from_folder(root) if root.is_dir() else _from_video(root)
+    if len(clip) < 2:
+        raise ValueError(f"{root}: motion needs at least two frames, got one")
+    return [clip if resolution is None else _resized(clip, resolution)]
+
+
+def problems(root: str | Path, deep: bool) -> Iterator[str]:
+    """What is wrong with the folder or video, one line each; see :func:`diffslic.datasets.check`."""
+    return problems_of([lambda: clips(root)[0]], deep)
+
+
+def _from_folder(root: Path) -> Clip:
+    folder = root / "frames" if (root / "frames").is_dir() else root
+    frames = image_files(folder)
+    if not frames:
+        raise FileNotFoundError(f"{folder}: no images here; {LAYOUT}")
+    size, owner = image_size(frames[0]), f"its first frame {frames[0].name}"
+    for path in frames:
+        if image_size(path) != size:
+            rows, columns = image_size(path)
+            raise ValueError(f"{path}: expected {size[0]}x{size[1]} (rows x columns) as {owner} has, "
+                             f"got {rows}x{columns}")
+    readers: dict[str, Reader] = {"frame": partial(read_frame, frames, size, owner)}
+    if (root / "masks").is_dir():
+        masks = {path.stem: path for path in image_files(root / "masks")}
+        missing = [path.stem for path in frames if path.stem not in masks]
+        if missing:
+            raise FileNotFoundError(f"{root / 'masks'}: expected a mask for each of {len(frames)} frames, "
+                                    f"{len(missing)} are missing, the first is {missing[0]}.png")
+        readers["labels"] = partial(_read_mask, [masks[path.stem] for path in frames], size)
+    return Clip(root.resolve().name, size, readers, len(frames), frame_names=tuple(path.stem for path in frames))
+
+
+def _read_mask(paths: Sequence[Path], size: tuple[int, int], t: int) -> Tensor:
+    labels = check_size(paths[t], read_labels(paths[t]), size, "its frame")
+    binary = ((labels == 0) | (labels == 255)).all()
+    return labels // 255 if binary else labels
+
+
+def _from_video(path: Path) -> Clip:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; {LAYOUT}")
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise ValueError(f"{path}: not a video by its name (known: {' '.join(VIDEO_SUFFIXES)}); {LAYOUT}")
+    video = Video(path)
+    return Clip(path.stem, video.size, {"frame": video.frame}, video.count())
+
+
+def _resized(clip: Clip, rows: int) -> Clip:
+    size = (rows, max(1, round(clip.size[1] * rows / clip.size[0])))
+    readers: dict[str, Reader] = {"frame": partial(_resized_frame, clip, size)}
+    if clip.has("labels"):
+        readers["labels"] = partial(_resized_labels, clip, size)
+    return Clip(clip.name, size, readers, len(clip), frame_names=clip.frame_names)
+
+
+def _resized_frame(clip: Clip, size: tuple[int, int], t: int) -> Tensor:
+    return resize(clip.frame(t)[None], size)[0].clamp(0, 1)
+
+
+def _resized_labels(clip: Clip, size: tuple[int, int], t: int) -> Tensor:
+    return resize_labels(clip.labels(t)[None], size)[0]

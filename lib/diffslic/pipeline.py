@@ -1,0 +1,245 @@
+"""Joins the rooms for use: frames to flow to superpixels to masks, from a cache or straight through."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import tee
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from diffslic import datasets, geometry, viz
+from diffslic.datasets import io
+from diffslic.datasets.clip import Clip
+from diffslic.datasets.video import write_video
+from diffslic.flow import RAFT
+from diffslic.segmentation import UNet, camera_motion
+from diffslic.superpixels import SSN
+
+INPUTS = ("flow", "superpixels", "image")
+N_SPIXELS = 400  # superpixels per frame whose features the U-Net sees
+
+# ---------------------------------------------------------------- what the U-Net sees
+
+
+class Superpixels(NamedTuple):
+    """Superpixels of one frame, and what they look like wherever they are."""
+
+    labels: Tensor  # (H, W) int64
+    vectors: Tensor  # (S, C) mean learned features and Lab; positions are left out, so a shift changes nothing
+
+
+@torch.no_grad()
+def find_superpixels(ssn: SSN, frame: Tensor, n_spixels: int = N_SPIXELS) -> Superpixels:
+    """Superpixels of a frame (3, H, W), RGB in [0, 1]; a frame too small for ``n_spixels`` gets fewer."""
+    n_spixels = min(n_spixels, frame.shape[-2] * frame.shape[-1])
+    soft = ssn(frame[None], n_spixels)
+    return Superpixels(soft.labels[0], soft.centroids[0, :, :-2])
+
+
+def flow_channels(flow: Tensor) -> Tensor:
+    """Flow as a network likes it: what the camera does not explain, and the whole.
+
+    The residual to the dominant quadratic motion shows what moves by itself; the whole flow tells near from far.
+    Each pair of channels is divided by its 95th percentile, or by one pixel where that is larger, so that fast and
+    slow videos look alike and noise in a still frame stays small.
+
+    Args:
+        flow: (2, H, W) in pixels, finite.
+
+    Returns:
+        (4, H, W): residual u, v, then flow u, v.
+    """
+    residual = flow - camera_motion(flow[None])[0]
+    return torch.cat([field / field.norm(dim=0).flatten()[::7].quantile(0.95).clamp(min=1)
+                      for field in (residual, flow)])
+
+
+def network_input(inputs: Sequence[str], flow: Tensor | None = None, superpixels: Superpixels | None = None,
+                  frame: Tensor | None = None) -> Tensor:
+    """Channels (C, H, W) in the order of ``inputs``, each one of :data:`INPUTS`.
+
+    Args:
+        flow: (2, H, W) in pixels. frame: (3, H, W) RGB in [0, 1]. Only what ``inputs`` names is needed.
+
+    Raises:
+        ValueError: an unknown input, or one that was not given.
+    """
+    given: dict[str, Callable[[], Tensor] | None] = {
+        "flow": None if flow is None else lambda: flow_channels(flow),
+        "superpixels": None if superpixels is None else lambda: 0.1 * superpixels.vectors.T[:, superpixels.labels],
+        "image": None if frame is None else lambda: 2 * frame - 1,
+    }
+    for name in inputs:
+        if given.get(name) is None:
+            raise ValueError(f"the input {name!r} is {'missing' if name in INPUTS else 'unknown'}; "
+                             f"inputs are {', '.join(INPUTS)}")
+    return torch.cat([given[name]() for name in inputs])
+
+
+# ---------------------------------------------------------------- pre-generate, then train
+
+
+def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12,
+                    progress: bool = True) -> list[Clip]:
+    """Keep the flow of clips, one HDF5 file each, and return the clips with it as their ``flow``.
+
+    A file that is whole and made with the same weights, settings and frames is kept as it is, so a stopped run goes
+    on where it was.
+
+    Args:
+        folder: where the files go; ``<clip name>.h5`` each.
+        n_iters: RAFT's corrections per pair.
+    """
+    def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
+        return {"flow": raft.video((clip.frame(t) for t in range(len(clip))), n_iters)}
+
+    settings = {"flow": fingerprint(raft), "n_iters": n_iters}
+    return _precompute(clips, Path(folder), settings, fields, "flow", progress)
+
+
+def precompute_superpixels(clips: Sequence[Clip], ssn: SSN, folder: str | Path, n_spixels: int = N_SPIXELS,
+                           progress: bool = True) -> list[Clip]:
+    """Keep the superpixels of clips and their features, as :func:`precompute_flow` keeps the flow."""
+    device = _device(ssn)
+
+    def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
+        found = (find_superpixels(ssn, clip.frame(t).to(device), n_spixels) for t in range(len(clip)))
+        labels, vectors = tee(found)
+        return {"superpixel_labels": (frame.labels for frame in labels),
+                "superpixel_vectors": (frame.vectors for frame in vectors)}
+
+    settings = {"superpixels": fingerprint(ssn), "n_spixels": n_spixels}
+    return _precompute(clips, Path(folder), settings, fields, "superpixels", progress)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of a network's weights: other weights, another fingerprint."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _precompute(clips: Sequence[Clip], folder: Path, settings: Mapping[str, Any],
+                fields: Callable[[Clip], dict[str, Iterable[Tensor]]], what: str, progress: bool) -> list[Clip]:
+    cached = []
+    for clip in tqdm(clips, desc=what, unit="clip", disable=not progress):
+        path = folder / f"{clip.name}.h5"
+        # The first and the last frame stand for the clip: other pictures under the same name are other data.
+        ends = hashlib.sha256(torch.stack([clip.frame(0), clip.frame(len(clip) - 1)]).numpy().tobytes())
+        attributes = {**settings, "size": list(clip.size), "frames": ends.hexdigest()[:16]}
+        if not datasets.is_current(path, attributes, len(clip)):
+            datasets.write_clip_cache(path, fields(clip), len(clip), attributes)
+        cached.append(datasets.cached_clip(clip, path))
+    return cached
+
+
+# ---------------------------------------------------------------- the whole job
+
+
+def predict(unet: UNet, clip: Clip, progress: bool = False) -> np.ndarray:
+    """Masks of a clip from what it already holds (see ``precompute_*``).
+
+    Returns:
+        (T, H, W) uint8: 1 where something moves by itself. No flow leaves the last frame: its mask repeats the one
+        before (the DAVIS protocol leaves that frame out).
+    """
+    device = _device(unet)
+    masks = np.zeros((len(clip), *clip.size), dtype=np.uint8)
+    for t in tqdm(clip.frames_with("flow"), desc=clip.name, unit="frame", disable=not progress):
+        masks[t] = _mask(unet, clip_input(clip, t, unet.config.inputs).to(device), clip.size)
+    masks[-1] = masks[-2]
+    return masks
+
+
+def clip_input(clip: Clip, t: int, inputs: Sequence[str]) -> Tensor:
+    """Channels (C, H, W) of frame t from what the clip holds; its flow is the one that leaves frame t."""
+    return network_input(inputs, clip.flow(t) if "flow" in inputs else None,
+                         Superpixels(clip.superpixel_labels(t), clip.superpixel_vectors(t))
+                         if "superpixels" in inputs else None, clip.frame(t) if "image" in inputs else None)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Masks of a whole video."""
+
+    clip: Clip
+    masks: np.ndarray  # (T, H, W) uint8: 0 background, 1 moving
+
+    def save(self, folder: str | Path, overlay: bool = True, fps: float = 24) -> None:
+        """Write ``masks/*.png`` and, with ``overlay``, ``overlay/*.png`` and ``overlay.mp4``, each file whole.
+
+        Args:
+            folder: made where absent.
+            fps: frames per second of the film.
+        """
+        folder = Path(folder)
+        names = [self.clip.frame_name(t) for t in range(len(self.clip))]
+        for name, mask in zip(names, self.masks):
+            io.write_labels(folder / "masks" / f"{name}.png", torch.from_numpy(mask.astype(np.int64)))
+        if overlay:
+            for name, picture in zip(names, self._overlays()):
+                io.write_image(folder / "overlay" / f"{name}.png", picture)
+            write_video(folder / "overlay.mp4", self._overlays(), fps)
+
+    def _overlays(self) -> Iterator[Tensor]:
+        for t, mask in enumerate(self.masks):
+            picture = viz.overlay(self.clip.frame(t).permute(1, 2, 0).numpy(), mask)
+            yield torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+
+
+def segment(source: str | Path | Clip, weights: str | Path = "motion", raft: str | Path = "small",
+            ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, device: str = "cpu",
+            progress: bool = True) -> Segmentation:
+    """What moves by itself in a video: frames to flow to superpixels to masks, frame by frame.
+
+    Args:
+        source: a folder of frames, a video file, or a clip.
+        weights, raft, ssn: shipped names or files of the U-Net, the flow and the superpixel network.
+        rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
+        n_iters: RAFT's corrections per pair.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing to read, one frame only, or frames of several sizes.
+    """
+    clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
+    if len(clip) < 2:
+        raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
+    unet, flow_net, ssn_net = (net.from_pretrained(name, device) for net, name in
+                               ((UNet, weights), (RAFT, raft), (SSN, ssn)))
+    height, width = clip.size
+    size = (rows, max(8, round(width * rows / height))) if rows < height else clip.size
+    masks = np.zeros((len(clip), height, width), dtype=np.uint8)
+    frames = (geometry.resize(clip.frame(t)[None].to(device), size)[0] for t in range(len(clip)))
+    numbered = enumerate(_frames_with_flow(flow_net, frames, n_iters))
+    for t, (frame, flow) in tqdm(numbered, desc=clip.name, unit="frame", total=len(clip), disable=not progress):
+        superpixels = find_superpixels(ssn_net, frame) if "superpixels" in unet.config.inputs else None
+        masks[t] = _mask(unet, network_input(unet.config.inputs, flow, superpixels, frame), clip.size)
+    return Segmentation(clip, masks)
+
+
+def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every frame (3, H, W) with a flow of its own pixels; the last one's is the way back, turned around."""
+    ahead, seen = tee(frames)
+    for flow, frame in zip(raft.video(ahead, n_iters), seen):  # in this order zip leaves the last frame in ``seen``
+        yield frame, flow
+        before = frame
+    last = next(seen)
+    with torch.no_grad():
+        yield last, -raft(last[None], before[None], n_iters)[0]
+
+
+@torch.no_grad()
+def _mask(unet: UNet, channels: Tensor, size: tuple[int, int]) -> np.ndarray:
+    logits = geometry.resize(unet(channels[None]), size)
+    return (logits[0, 0] > 0).byte().cpu().numpy()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(iter(model.state_dict().values())).device

@@ -1,0 +1,137 @@
+"""How the U-Net learns to segment what moves: cached flow and superpixel features, BCE + Dice, region J."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffslic import datasets, metrics, pipeline, training
+from diffslic.datasets.clip import Clip
+from diffslic.flow import RAFT
+from diffslic.recipes import augment
+from diffslic.segmentation import UNet, UNetConfig, bce_dice
+from diffslic.superpixels import SSN
+
+CROP = (192, 256)
+VOID = 255
+
+
+class _Frame(NamedTuple):
+    """What training needs of one frame, in few bytes."""
+
+    flow: Tensor  # (4, H, W) half: see pipeline.flow_channels, taken before any crop
+    mask: Tensor  # (H, W) uint8: 0, 1 or VOID
+    image: Tensor  # (3, H, W) uint8
+    labels: Tensor | None  # (H, W) int16 superpixels
+    vectors: Tensor | None  # (S, C) half
+
+
+class Samples:
+    """Batches of network inputs and masks, cut from all frames of some clips in random order.
+
+    Every crop is mirrored at random (the flow with it); the flow's strength and the colours vary.
+
+    Args:
+        clips: with frames, labels, and cached flow and superpixels as far as ``inputs`` need them.
+        inputs: see ``pipeline.INPUTS``.
+        batch_size: crops per batch.
+        seed: of everything random.
+    """
+
+    def __init__(self, clips: Sequence[Clip], inputs: Sequence[str], batch_size: int, seed: int) -> None:
+        self.clips, self.inputs, self.batch_size, self.seed = list(clips), tuple(inputs), batch_size, seed
+        self.frames = [(i, t) for i, clip in enumerate(self.clips) for t in clip.frames_with("flow")]
+        if not self.frames:
+            raise ValueError("no clip to train on")
+        self._read = lru_cache(maxsize=None)(self._read_frame)
+
+    def __call__(self, number: int) -> dict[str, Tensor]:
+        """Batch ``number``: input (B, C, h, w), labels (B, h, w) int64."""
+        samples = [self._sample(number * self.batch_size + item) for item in range(self.batch_size)]
+        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    def _sample(self, position: int) -> dict[str, Tensor]:
+        epoch, place = divmod(position, len(self.frames))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.frames))
+        frame = self._read(*self.frames[order[place]])
+        rng = np.random.default_rng([self.seed, epoch, place])
+        window = augment.crop_window(tuple(frame.mask.shape), CROP, rng)
+        mirror = rng.random() < 0.5, False  # gravity: nothing is ever seen upside down
+        flow = frame.flow[(slice(None), *window)].float() * float(rng.uniform(0.7, 1.4))
+        flow = augment.flip_flow(flow.unflatten(0, (2, 2)), *mirror).flatten(0, 1)
+        image = augment.jitter_colors(frame.image[(slice(None), *window)][None].float() / 255, rng)[0]
+        parts = {"flow": flow, "image": augment.flip_image(2 * image - 1, *mirror)}
+        if "superpixels" in self.inputs:
+            labels = augment.flip_image(frame.labels[window], *mirror).long()
+            parts["superpixels"] = 0.1 * frame.vectors.float().T[:, labels]
+        return {"input": torch.cat([parts[name] for name in self.inputs]),
+                "labels": augment.flip_image(frame.mask[window], *mirror).long()}
+
+    def _read_frame(self, clip_number: int, t: int) -> _Frame:
+        clip = self.clips[clip_number]
+        labels = clip.labels(t)
+        mask = torch.where(labels == VOID, VOID, (labels > 0).long()).byte()
+        found = "superpixels" in self.inputs
+        return _Frame(pipeline.flow_channels(clip.flow(t)).half(), mask, (clip.frame(t) * 255).round().byte(),
+                      clip.superpixel_labels(t).short() if found else None,
+                      clip.superpixel_vectors(t).half() if found else None)
+
+
+def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *,
+          inputs: Sequence[str] = pipeline.INPUTS, steps: int = 1500, batch_size: int = 4, learning_rate: float = 1e-3,
+          widths: Sequence[int] = (16, 32, 64, 128), residual: bool = False, start: str | Path | None = None,
+          validate_every: int = 500, seed: int = 3, device: str = "auto", devices: int = 1,
+          precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
+          progress: bool = True) -> training.FitResult:
+    """Train a U-Net on clips; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
+
+    Args:
+        clips, validation: with labels and what ``inputs`` need (``pipeline.precompute_*``); split by sequence.
+        inputs: any of ``pipeline.INPUTS``, in order.
+        widths, residual: the shape of the network.
+        start: weights to start from (their shape and inputs count then), or None.
+    """
+    shared = {clip.name for clip in clips} & {clip.name for clip in validation}
+    if shared:
+        raise ValueError(f"clip {sorted(shared)[0]!r} is both trained on and validated on: split by sequence")
+    torch.manual_seed(seed)
+    if start is None:
+        channels = pipeline.clip_input(clips[0], 0, inputs).shape[0]
+        model = UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=tuple(inputs)))
+    else:
+        model = UNet.from_pretrained(start).train()
+        inputs = model.config.inputs
+    samples = Samples(clips, inputs, batch_size, seed)
+    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+
+    def loss(network: nn.Module, batch: training.Batch) -> Tensor:
+        return bce_dice(network(batch["input"]), batch["labels"], VOID)
+
+    return training.fit(model, training.Batches(samples), loss, lambda network: evaluate(network, validation), schedule,
+                        out_dir, monitor="j", higher_is_better=True, device=device, devices=devices,
+                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
+
+
+def evaluate(model: UNet, clips: Sequence[Clip]) -> dict[str, float]:
+    """Mean over the clips of region J and boundary F, by the DAVIS 2016 protocol."""
+    scores = [score(pipeline.predict(model, clip), clip) for clip in clips]
+    return {"j": float(np.mean([s["J-Mean"] for s in scores])), "f": float(np.mean([s["F-Mean"] for s in scores]))}
+
+
+def score(masks: np.ndarray, clip: Clip) -> dict[str, float]:
+    """DAVIS 2016 figures of masks (T, H, W) against the clip's labels, all objects taken together."""
+    truth = np.stack([(clip.labels(t) > 0).numpy() for t in range(len(clip))]).astype(np.uint8)
+    return metrics.davis(masks, truth, protocol="davis2016").summary()
+
+
+def scene_clips(n_clips: int, seed: int, cache: str | Path, n_frames: int = 6, size: tuple[int, int] = (240, 428),
+                raft: str | Path = "small", ssn: str | Path = "scenes", device: str = "cpu") -> list[Clip]:
+    """Scenes with bodies, their flow by RAFT and their superpixels by SSN kept under ``cache``."""
+    clips = datasets.open("scenes", preset="lab+street+crowd", n_clips=n_clips, n_frames=n_frames, size=size, seed=seed,
+                          lighting=0.1, noise=0.01, device=device)
+    clips = pipeline.precompute_flow(clips, RAFT.from_pretrained(raft, device), Path(cache) / "flow")
+    return pipeline.precompute_superpixels(clips, SSN.from_pretrained(ssn, device), Path(cache) / "superpixels")
