@@ -18,6 +18,7 @@ from diffslic.superpixels import SSN
 
 CROP = (192, 256)
 VOID = 255
+TRAINING_SEED, VALIDATION_SEED = 30_000, 900_000  # of scenes
 
 
 class _Frame(NamedTuple):
@@ -128,10 +129,30 @@ def score(masks: np.ndarray, clip: Clip) -> dict[str, float]:
     return metrics.davis(masks, truth, protocol="davis2016").summary()
 
 
-def scene_clips(n_clips: int, seed: int, cache: str | Path, n_frames: int = 6, size: tuple[int, int] = (240, 428),
-                raft: str | Path = "small", ssn: str | Path = "scenes", device: str = "cpu") -> list[Clip]:
-    """Scenes with bodies, their flow by RAFT and their superpixels by SSN kept under ``cache``."""
-    clips = datasets.open("scenes", preset="lab+street+crowd", n_clips=n_clips, n_frames=n_frames, size=size, seed=seed,
-                          lighting=0.1, noise=0.01, device=device)
-    clips = pipeline.precompute_flow(clips, RAFT.from_pretrained(raft, device), Path(cache) / "flow")
-    return pipeline.precompute_superpixels(clips, SSN.from_pretrained(ssn, device), Path(cache) / "superpixels")
+def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, resolution: str = "480p",
+            n_clips: int = 120, n_frames: int = 6, size: tuple[int, int] = (240, 428), raft: str | Path = "small",
+            ssn: str | Path = "scenes", device: str = "cpu", progress: bool = True) -> tuple[list[Clip], list[Clip]]:
+    """Clips to train and to validate on, with RAFT's flow and SSN's superpixels kept under ``cache``.
+
+    Args:
+        dataset: "scenes", or "davis2016" (its development split: eight sequences stay out of both parts).
+        root, resolution: of DAVIS. n_clips, n_frames, size: of the scenes to train on; a tenth more validate.
+        raft, ssn: weights by name or file.
+    """
+    if dataset == "scenes":
+        clips = [datasets.open("scenes", preset="lab+street+crowd", n_clips=count, n_frames=n_frames, size=size,
+                               seed=seed, lighting=0.1, noise=0.01, device=device)
+                 for count, seed in ((n_clips, TRAINING_SEED), (max(2, n_clips // 10), VALIDATION_SEED))]
+    elif dataset == "davis2016":
+        if root is None:
+            raise ValueError("davis2016 needs root=..., its folder on disk (see data/README.md)")
+        sequences = datasets.open("davis2016", root=root, split="dev_train", resolution=resolution)
+        clips = [sequences[i::6] for i in range(6)]
+        clips = [sum(clips[:5], []), clips[5]]
+    else:
+        raise ValueError(f"the U-Net is trained on scenes or davis2016, got {dataset!r}")
+    flow_net, ssn_net = RAFT.from_pretrained(raft, device), SSN.from_pretrained(ssn, device)
+    folder = Path(cache) / dataset / (resolution if dataset != "scenes" else f"{size[0]}x{size[1]}")
+    parts = [pipeline.precompute_superpixels(pipeline.precompute_flow(part, flow_net, folder / "flow", progress=progress),
+                                             ssn_net, folder / "superpixels", progress=progress) for part in clips]
+    return parts[0], parts[1]

@@ -4,7 +4,7 @@ Both are equations of Jampani et al. (2018), section 4.2. The paper's total is r
 Each loss returns one value per image, (B,).
 """
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from diffslic.geometry import pixel_grid
@@ -33,9 +33,10 @@ def label_reconstruction(soft: SoftSLIC, labels: Tensor) -> Tensor:
                          f"{(soft.affinity.shape[0], *soft.affinity.shape[-2:])} pixels")
     if labels.is_floating_point() or labels.min() < 0:
         raise ValueError(f"labels must be whole numbers from 0, got {labels.dtype} from {labels.min().item()}")
-    one_hot = F.one_hot(labels).permute(0, 3, 1, 2).to(soft.affinity.dtype)                  # (B, L, H, W)
+    segments = torch.arange(int(labels.max()) + 1, device=labels.device)
+    one_hot = (labels[:, None] == segments[:, None, None]).to(soft.affinity.dtype)           # (B, L, H, W)
     seen = reconstruct(soft, one_hot)
-    share = seen.gather(1, labels[:, None])[:, 0] / (seen.sum(1) + SMALLEST_PROBABILITY)
+    share = (seen * one_hot).sum(1) / (seen.sum(1) + SMALLEST_PROBABILITY)
     return -(share + SMALLEST_PROBABILITY).log().mean((1, 2))
 
 

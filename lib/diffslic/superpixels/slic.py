@@ -12,6 +12,7 @@ Superpixel ``s = i * nw + j`` starts in row ``i`` and column ``j`` of the grid.
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,7 @@ class Cells:
 
 class _Pack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, image: Tensor, cells: Cells) -> Tensor:
+    def forward(ctx: Any, image: Tensor, cells: Cells) -> Tensor:
         ctx.cells = cells
         rows, columns = cells.rows, cells.columns
         bands = torch.stack([image[:, :, y:y + rows.longest] for y in rows.windows], dim=1)
@@ -102,13 +103,13 @@ class _Pack(torch.autograd.Function):
         return packed if cells.whole else packed.mul_(cells.filled[:, None])
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _Unpack.apply(gradient, ctx.cells), None
 
 
 class _Unpack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, packed: Tensor, cells: Cells) -> Tensor:
+    def forward(ctx: Any, packed: Tensor, cells: Cells) -> Tensor:
         ctx.cells = cells
         rows, columns = cells.rows, cells.columns
         blocks = packed.unflatten(1, (rows.n, columns.n)).unflatten(-1, (rows.longest, columns.longest))
@@ -116,7 +117,7 @@ class _Unpack(torch.autograd.Function):
         return torch.cat([bands[:, i, :, a:b] for i, (a, b) in enumerate(rows.inner)], dim=2)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _Pack.apply(gradient, ctx.cells), None
 
 
@@ -137,7 +138,7 @@ def _sum_nine(contributions: Tensor, grid: tuple[int, int]) -> Tensor:
 # ---------------------------------------------------------------- the result, and moving values in and out of it
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: Fabric rebuilds what a network returns
 class SoftSLIC:
     """Pixels softly assigned to superpixels.
 
@@ -239,28 +240,28 @@ def soft_slic(features: Tensor, grid: tuple[int, int], n_iters: int = 10, distan
         centroids = F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2)         # (B, S, C)
         if not torch.isfinite(centroids).all():
             raise ValueError("features must be finite, got NaN or infinity")
-        # Both steps below are unchanged by moving a cell's pixels and candidates together; near their own centre
-        # the expanded square |x|^2 - 2 x c + |c|^2 loses no digits to cancellation.
-        centre = centroids.detach()
-        pixels = _augment(cells.pack(features), centre, cells.filled)                        # (B, S, C + 2, n)
-        inside = _nine(torch.ones_like(centre[..., :1]), grid)                               # (B, S, 9, 1)
+        # Only differences count, so every cell measures from its own first centroid: near the origin the expanded
+        # square |x|^2 - 2 x c + |c|^2 loses no digits to cancellation. The result does not depend on the origins, so
+        # they need no gradient.
+        origin = centroids.detach()
+        pixels = _measure(cells.pack(features), origin, cells.filled)                        # (B, S, C + 2, n)
+        inside = _nine(torch.ones_like(origin[..., :1]), grid)                               # (B, S, 9, 1)
         for _ in range(n_iters):
-            affinity = _associate(pixels, centroids, centre, inside, grid, distance)         # (B, S, 9, n)
-            centroids = _update(affinity, pixels, centre, grid)
+            nine = (_nine(centroids, grid) - origin[:, :, None]) * inside                    # (B, S, 9, C)
+            affinity = _associate(pixels, nine, inside, distance)                            # (B, S, 9, n)
+            centroids = _update(affinity, pixels, origin, grid)                              # (B, S, C)
         return SoftSLIC(cells.unpack(affinity), centroids, grid)
 
 
-def _augment(pixels: Tensor, centre: Tensor, filled: Tensor) -> Tensor:
-    """Packed features minus their cell's centre, with two more channels: one, and the squared length."""
+def _measure(pixels: Tensor, origin: Tensor, filled: Tensor) -> Tensor:
+    """Packed features from their cell's origin, with two more channels: one, and the squared length."""
     filled = filled[:, None].to(pixels.dtype)
-    pixels = torch.addcmul(pixels, centre[..., None], filled, value=-1)
+    pixels = torch.addcmul(pixels, origin[..., None], filled, value=-1)
     return torch.cat([pixels, filled.expand_as(pixels[:, :, :1]), pixels.square().sum(2, keepdim=True)], dim=2)
 
 
-def _associate(pixels: Tensor, centroids: Tensor, centre: Tensor, inside: Tensor, grid: tuple[int, int],
-               distance: str) -> Tensor:
-    """Affinities (B, S, 9, n) of packed pixels to their nine candidates."""
-    nine = (_nine(centroids, grid) - centre[:, :, None]) * inside
+def _associate(pixels: Tensor, nine: Tensor, inside: Tensor, distance: str) -> Tensor:
+    """Affinities (B, S, 9, n) of packed pixels to the nine centroids (B, S, 9, C) of their cell."""
     constant = nine.square().sum(-1, keepdim=True) + FAR_AWAY * (1 - inside)
     squared = torch.cat([-2 * nine, constant, torch.ones_like(constant)], dim=-1) @ pixels
     if distance == "l2":
@@ -269,11 +270,10 @@ def _associate(pixels: Tensor, centroids: Tensor, centre: Tensor, inside: Tensor
     return F.softmin(squared, dim=2)
 
 
-def _update(affinity: Tensor, pixels: Tensor, centre: Tensor, grid: tuple[int, int]) -> Tensor:
+def _update(affinity: Tensor, pixels: Tensor, origin: Tensor, grid: tuple[int, int]) -> Tensor:
     """Centroids (B, S, C): the means of packed pixels weighted by affinity."""
-    sums = affinity @ pixels[:, :, :-1].mT                                                   # (B, S, 9, C + 1)
-    weights = sums[..., -1:]
-    sums = _sum_nine(torch.cat([sums[..., :-1] + weights * centre[:, :, None], weights], dim=-1), grid)
+    sums, weights, _ = (affinity @ pixels.mT).tensor_split((-2, -1), dim=-1)                 # (B, S, 9, C), (.., 1)
+    sums = _sum_nine(torch.cat([sums + weights * origin[:, :, None], weights], dim=-1), grid)
     return sums[..., :-1] / (sums[..., -1:] + SMALLEST_WEIGHT)
 
 

@@ -29,7 +29,7 @@ class SSNConfig:
     pos_scale: float = 2.5      # factor of the positions; larger gives rounder superpixels
     width: int = 64             # channels of the network's six inner convolutions
     out_channels: int = 15      # learned channels that join the five of colour and position
-    min_size: float = 0.06      # smallest connected superpixel, as a share of the mean one
+    min_size: float = 0.25      # smallest connected superpixel, as a share of a grid cell; less gives more labels
 
 
 class FeatureNet(nn.Module):
@@ -84,12 +84,12 @@ class SSN(nn.Module):
             FileNotFoundError: no such file. ValueError: weights of another network.
         """
         state, config = training.load_weights("ssn", name_or_path)
-        if any(key.startswith("feature_extract.") for key in state):
-            state, config = _from_released(state)
         try:
+            if any(key.startswith("feature_extract.") for key in state):
+                state, config = _from_released(state)
             net = cls(SSNConfig(**config))
             net.load_state_dict(state)
-        except (TypeError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name_or_path} does not hold the weights of an SSN: "
                              f"{' '.join(str(error).split())[:200]}") from error
         return net.eval().to(device)
@@ -113,7 +113,8 @@ class SSN(nn.Module):
         grid_for(n_spixels, height, width)  # refuses a count that the image cannot hold
         cells_a_side = math.isqrt(n_spixels)
         pos_factor = self.config.pos_scale * max(cells_a_side / height, cells_a_side / width)
-        lab = self.config.color_scale * rgb_to_lab(images)
+        with torch.autocast(images.device.type, enabled=False):  # half precision shows in Lab as noise
+            lab = self.config.color_scale * rgb_to_lab(images)
         position = pos_factor * pixel_grid(height, width, images.device, images.dtype).flip(0)
         pixels = torch.cat([lab, position.expand(len(images), -1, -1, -1)], dim=1)
         return pixels if self.net is None else torch.cat([self.net(pixels), pixels], dim=1)
@@ -168,6 +169,6 @@ def _from_released(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
         renamed = {ours + key.removeprefix(theirs) if key.startswith(theirs) else key: value
                    for key, value in renamed.items()}
     if "net.head.weight" not in renamed:
-        raise ValueError("released SSN weights must hold feature_extract.output_conv.0.weight")
+        raise ValueError("it must hold feature_extract.output_conv.0.weight")
     out_channels, inputs = renamed["net.head.weight"].shape[:2]
     return renamed, {"width": (inputs - 5) // 3, "out_channels": out_channels}

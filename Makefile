@@ -1,0 +1,71 @@
+# What a reader needs: `make run`, `make test`, `make lab`. Everything stays in .venv/, runs/ and cache/.
+PYTHON ?= python3
+DEVICE ?= cpu
+PROFILE ?= default
+JOBS ?= 1
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+SOURCES := $(wildcard lib tests notebooks benchmarks)
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+LIBRARY := $(shell find lib -name '*.py')
+# What papermill and widgets leave in a notebook, beside its outputs.
+STRIP := metadata.papermill cell.metadata.papermill metadata.widgets
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help install run notebooks book test lint lab bench clean
+
+help:
+	@echo "make run        motion segmentation, end to end: executed notebook, HTML page and figures in runs/"
+	@echo "make notebooks  the same for every notebook      make book   one offline site of them in runs/book/"
+	@echo "make lab        JupyterLab                       make test   the whole test suite"
+	@echo "make bench      the benchmarks                   make lint   ruff, mypy, nbstripout"
+	@echo "make clean      remove what was made, but for .venv/"
+	@echo "Options: PYTHON=python3.12 DEVICE=cuda PROFILE=smoke|default|full JOBS=2"
+
+# The stamp is written last: an interrupted installation is taken up again, a finished one is not repeated.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "diffslic needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make run PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into .venv/ (once, some minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev,lab]"
+# airsim names a dependency that breaks JupyterLab's tornado: it comes without its dependencies, and builds with ours.
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt numpy setuptools wheel rpc-msgpack
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation airsim==1.8.1
+	@touch $@
+
+install: $(INSTALLED)
+
+run: $(INSTALLED)
+	@$(BIN)/diffslic notebooks --only motion_segmentation --device $(DEVICE) --profile $(PROFILE)
+
+notebooks: $(INSTALLED)
+	@$(BIN)/diffslic notebooks --keep-going --jobs $(JOBS) --device $(DEVICE) --profile $(PROFILE)
+
+# A notebook is run again for the book only where it, or the library, changed since.
+runs/%.ipynb: notebooks/%.ipynb $(LIBRARY) | $(INSTALLED)
+	@$(BIN)/diffslic notebooks --only $* --device $(DEVICE) --profile $(PROFILE)
+
+book: $(INSTALLED) $(NOTEBOOKS:notebooks/%=runs/%)
+	@$(BIN)/diffslic book
+
+# Two workers, one thread each: torch and BLAS would each start as many threads as there are cores.
+test: $(INSTALLED)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy
+	@$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify --extra-keys "$(STRIP)" $(NOTEBOOKS),true)
+
+lab: $(INSTALLED)
+	@$(BIN)/jupyter lab --notebook-dir notebooks
+
+bench: $(INSTALLED)
+	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	@rm -rf runs cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	@find lib tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,74 @@
+"""Writes clips in the folder layouts of other datasets, so that every loader can be tried without their data."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from diffslic.datasets import io
+from diffslic.datasets.clip import Clip
+from diffslic.geometry import matrix_to_quaternion, pose_to_ned
+
+
+def write_davis(clips: Sequence[Clip], root: str | Path) -> None:
+    """Write frames and masks as DAVIS has them; both the 2016 and the 2017 loader read the result.
+
+    ``JPEGImages/<rows>p/<clip>/00000.jpg``, ``Annotations/<rows>p/<clip>/00000.png`` with the palette's ids, and lists
+    under ``ImageSets``: the first three quarters of the clips are the train split, the rest is val.
+
+    Raises:
+        LookupError: a clip has no labels. OSError: the folder cannot be written.
+    """
+    root, resolution = Path(root), f"{clips[0].size[0]}p"
+    for clip in clips:
+        for t in range(len(clip)):
+            name = f"{t:05d}"
+            io.write_image(root / "JPEGImages" / resolution / clip.name / f"{name}.jpg", clip.frame(t))
+            io.write_labels(root / "Annotations" / resolution / clip.name / f"{name}.png", clip.labels(t))
+    n_train = max(1, 3 * len(clips) // 4)
+    for split, part in (("train", clips[:n_train]), ("val", clips[n_train:])):
+        files = [f"/JPEGImages/{resolution}/{clip.name}/{t:05d}.jpg /Annotations/{resolution}/{clip.name}/{t:05d}.png "
+                 for clip in part for t in range(len(clip))]
+        _write_lines(root / "ImageSets" / resolution / f"{split}.txt", files)
+        _write_lines(root / "ImageSets" / "2017" / f"{split}.txt", [clip.name for clip in part])
+
+
+def write_tartanair(clips: Sequence[Clip], root: str | Path) -> None:
+    """Write frames, depth, flow, its masks and poses as TartanAir v1 has them: ``<clip>/<clip>/Easy/P000/...``.
+
+    TartanAir has no object masks: moving bodies keep their depth and flow, not their labels.
+    """
+    for clip in clips:
+        folder = Path(root) / clip.name / clip.name / "Easy" / "P000"
+        for t in range(len(clip)):
+            io.write_image(folder / "image_left" / f"{t:06d}_left.png", clip.frame(t))
+            io.write_npy(folder / "depth_left" / f"{t:06d}_left_depth.npy", clip.depth(t)[0].numpy())
+        for t in clip.frames_with("flow"):
+            pair = f"{t:06d}_{t + 1:06d}"
+            io.write_npy(folder / "flow" / f"{pair}_flow.npy", clip.flow(t).permute(1, 2, 0).contiguous().numpy())
+            io.write_npy(folder / "flow" / f"{pair}_mask.npy", clip.occlusion(t).numpy().astype(np.uint8))
+        poses = [_pose_line(clip.camera_to_world(t)) for t in range(len(clip))]
+        _write_lines(folder / "pose_left.txt", poses)
+        _write_lines(folder / "intrinsics.txt", [" ".join(f"{x:.9g}" for x in row) for row in clip.intrinsics.tolist()])
+
+
+LAYOUTS: dict[str, Callable[[Sequence[Clip], str | Path], None]] = {"davis": write_davis, "tartanair": write_tartanair}
+
+
+def write(clips: Sequence[Clip], root: str | Path, layout: str) -> None:
+    """Write clips under ``root`` in one of ``LAYOUTS``."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}, known are {', '.join(LAYOUTS)}")
+    LAYOUTS[layout](clips, root)
+
+
+def _pose_line(camera_to_world: Tensor) -> str:
+    """tx ty tz qx qy qz qw in NED axes."""
+    pose = pose_to_ned(camera_to_world.double())
+    return " ".join(f"{x:.9g}" for x in (*pose[:3, 3].tolist(), *matrix_to_quaternion(pose[:3, :3]).tolist()))
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    with io.written_whole(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines))

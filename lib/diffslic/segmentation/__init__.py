@@ -1,0 +1,18 @@
+"""Motion segmentation: the room that turns flow and features into masks.
+
+``unet`` is the network and its supervised loss, ``coherence`` the motion models that explain the flow of a mask,
+``baselines`` the methods that learn nothing and that every network must beat.
+"""
+
+from diffslic.segmentation.baselines import camera_residual_mask as camera_residual_mask
+from diffslic.segmentation.baselines import flow_magnitude_mask as flow_magnitude_mask
+from diffslic.segmentation.coherence import camera_motion as camera_motion
+from diffslic.segmentation.coherence import fit_motion as fit_motion
+from diffslic.segmentation.coherence import motion_basis as motion_basis
+from diffslic.segmentation.coherence import motion_flow as motion_flow
+from diffslic.segmentation.unet import UNet as UNet
+from diffslic.segmentation.unet import UNetConfig as UNetConfig
+from diffslic.segmentation.unet import bce_dice as bce_dice
+
+__all__ = ["UNet", "UNetConfig", "bce_dice", "camera_motion", "camera_residual_mask", "fit_motion",
+           "flow_magnitude_mask", "motion_basis", "motion_flow"]

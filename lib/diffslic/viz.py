@@ -1,0 +1,222 @@
+"""Pictures: flow colours, overlays, superpixel boundaries, figure grids.
+
+Functions take arrays or tensors as the datasets give them (images (3, H, W) in [0, 1], flow (2, H, W), labels (H, W))
+or finished pictures (H, W, 3) uint8; they return pictures, axes or figures and keep nothing.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+Picture = NDArray[np.uint8]          # (H, W, 3) RGB
+Arraylike = NDArray | Tensor
+
+UNKNOWN_FLOW = 1e9                   # pixels: the Middlebury format calls larger values unknown
+
+
+def picture(image: Arraylike) -> Picture:
+    """An image as a picture (H, W, 3) uint8.
+
+    Args:
+        image: (3, H, W) or (1, H, W) floating point in [0, 1], (H, W) floating point in [0, 1], or a finished picture.
+
+    Raises:
+        ValueError: anything else.
+    """
+    array = _numpy(image)
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
+        return array
+    if array.dtype.kind != "f" or not (array.ndim == 2 or (array.ndim == 3 and array.shape[0] in (1, 3))):
+        raise ValueError("an image must be (3, H, W), (1, H, W) or (H, W) floating point in [0, 1], or (H, W, 3) "
+                         f"uint8, got {array.shape} {array.dtype}")
+    channels = np.broadcast_to(array, (3, *array.shape[-2:])).transpose(1, 2, 0)
+    return (np.nan_to_num(channels).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+# ---------------------------------------------------------------- flow
+
+
+def color_wheel() -> Picture:
+    """The 55 colours of Baker et al. (2011), once around from red: (55, 3) uint8."""
+    runs = [(15, 0, 1), (6, 1, 0), (4, 1, 2), (11, 2, 1), (13, 2, 0), (6, 0, 2)]  # steps, full channel, moving channel
+    rows = []
+    for index, (steps, full, moving) in enumerate(runs):
+        ramp = np.arange(steps) * 255 // steps
+        colors = np.zeros((steps, 3), np.uint8)
+        colors[:, full] = 255
+        colors[:, moving] = ramp if index % 2 == 0 else 255 - ramp  # rising and falling take turns
+        rows.append(colors)
+    return np.concatenate(rows)
+
+
+def flow_to_color(flow: Arraylike, max_radius: float | None = None) -> Picture:
+    """Flow as colours: the hue is the direction, the saturation the length (Baker et al., 2011).
+
+    Args:
+        flow: (2, H, W) in pixels.
+        max_radius: length in pixels that gets full saturation; longer vectors are darkened. Fix it over a video, or
+            the colours flicker. By default the longest vector of this flow.
+
+    Returns:
+        (H, W, 3) uint8; unknown flow (NaN, infinite or beyond 1e9) is black.
+
+    Raises:
+        ValueError: not a flow, or a radius that is not positive.
+    """
+    flow = _flow(flow).astype(np.float64)
+    known = (np.abs(flow) < UNKNOWN_FLOW).all(0)  # false for NaN too
+    flow = np.where(known, flow, 0)
+    if max_radius is None:
+        max_radius = float(np.hypot(*flow).max()) + 1e-5  # so that no motion at all has a colour too: white
+    if not max_radius > 0:
+        raise ValueError(f"max_radius must be a positive number of pixels, got {max_radius}")
+    u, v = flow / max_radius
+    length = np.hypot(u, v)[..., None]
+    wheel = color_wheel() / 255
+    place = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(wheel) - 1)
+    before = np.floor(place).astype(int)
+    share = (place - before)[..., None]
+    color = (1 - share) * wheel[before] + share * wheel[(before + 1) % len(wheel)]
+    color = np.where(length <= 1, 1 - length * (1 - color), 0.75 * color)
+    return (np.floor(255 * color) * known[..., None]).astype(np.uint8)
+
+
+def flow_wheel(ax: Axes, max_radius: float = 1) -> Axes:
+    """The legend of :func:`flow_to_color`: a disc of all vectors up to ``max_radius`` pixels."""
+    y, x = np.mgrid[-1:1:151j, -1:1:151j]
+    disc = flow_to_color(np.stack([x, y]), max_radius=1)
+    disc[np.hypot(x, y) > 1] = 255
+    ax.imshow(disc, extent=(-max_radius, max_radius, max_radius, -max_radius))
+    ax.set(xlabel="u (px, to the right)", ylabel="v (px, down)", xticks=[-max_radius, 0, max_radius],
+           yticks=[-max_radius, 0, max_radius])
+    return ax
+
+
+def flow_arrows(ax: Axes, flow: Arraylike, step: int = 16, color: str = "black") -> Axes:
+    """Flow (2, H, W) as one arrow in true length every ``step`` pixels, on axes that show an image."""
+    flow = _flow(flow)
+    y, x = np.mgrid[step // 2:flow.shape[1]:step, step // 2:flow.shape[2]:step]
+    u, v = np.where(np.abs(flow[:, y, x]) < UNKNOWN_FLOW, flow[:, y, x], np.nan)  # unknown flow has no arrow
+    ax.quiver(x, y, u, v, angles="xy", scale_units="xy", scale=1, color=color, width=0.003)
+    return ax
+
+
+# ---------------------------------------------------------------- labels
+
+
+def voc_palette() -> Picture:
+    """The 256 colours of PASCAL VOC and DAVIS: the bits of an id, three at a time, from the colours' highest bits.
+
+    0 is black, 1 dark red, 2 dark green; 255, which marks void, is (224, 224, 192).
+    """
+    ids = np.arange(256)
+    colors = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colors[:, channel] |= ((ids >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return colors
+
+
+def overlay(image: Arraylike, labels: Arraylike, opacity: float = 0.5) -> Picture:
+    """Objects in palette colours over an image, each with its contour.
+
+    Args:
+        image: see :func:`picture`.
+        labels: (H, W) integer or bool; 0 is background and stays as it is. Ids take colours modulo 256.
+        opacity: of the colours, 0 to 1; contours are always opaque.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: sizes that differ, an opacity outside [0, 1].
+    """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must lie in [0, 1], got {opacity}")
+    base, ids = _image_and_labels(image, labels)
+    colors = voc_palette()[ids % 256]
+    mixed = np.where((ids > 0)[..., None], (1 - opacity) * base + opacity * colors + 0.5, base).astype(np.uint8)
+    # The contour lies inside the object, so that touching objects have one each.
+    around = np.pad(ids, 1, mode="edge")
+    neighbours = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
+    contour = (ids > 0) & np.any([neighbour != ids for neighbour in neighbours], axis=0)
+    mixed[contour] = colors[contour]
+    return mixed
+
+
+def boundaries(image: Arraylike, labels: Arraylike, color: tuple[int, int, int] = (255, 255, 0)) -> Picture:
+    """Superpixel boundaries over an image: pixels whose right or lower neighbour has another label (H, W)."""
+    base, ids = _image_and_labels(image, labels)
+    edge = np.zeros(ids.shape, bool)
+    edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    edge[:-1] |= ids[:-1] != ids[1:]
+    return np.where(edge[..., None], np.array(color, np.uint8), base)
+
+
+def mean_color(image: Arraylike, labels: Arraylike) -> Picture:
+    """Each label's region (H, W) in the mean colour of its pixels."""
+    base, ids = _image_and_labels(image, labels)
+    _, index, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    index = index.ravel()
+    sums = np.stack([np.bincount(index, channel.ravel()) for channel in base.transpose(2, 0, 1)], axis=1)
+    return (sums / counts[:, None] + 0.5).astype(np.uint8)[index].reshape(base.shape)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def grid(images: Sequence[Arraylike], titles: Sequence[str] = (), columns: int | None = None,
+         width: float = 10.0) -> Figure:
+    """A figure of pictures side by side, for a notebook: without ticks, each with its title.
+
+    The figure is the value of a notebook's cell; it is closed for pyplot, or the cell would show it twice.
+
+    Args:
+        images: each as :func:`picture` takes it.
+        titles: one for each image, or none at all.
+        columns: pictures in a row, by default all of them up to four.
+        width: of the figure, in inches; its height follows from the pictures.
+
+    Raises:
+        ValueError: no image, or titles for some only.
+    """
+    if not len(images) or len(titles) not in (0, len(images)):
+        raise ValueError(f"a grid needs images and as many titles or none, got {len(images)} and {len(titles)}")
+    pictures = [picture(image) for image in images]
+    columns = min(columns or 4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    aspect = max(shown.shape[0] / shown.shape[1] for shown in pictures)
+    title_height = 0.3 if titles else 0.05
+    figure, axes = plt.subplots(rows, columns, figsize=(width, rows * (width / columns * aspect + title_height)),
+                                layout="constrained", squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, shown in zip(axes.flat, pictures):
+        ax.imshow(shown)
+    for ax, title in zip(axes.flat, titles):
+        ax.set_title(title, fontsize=11)
+    plt.close(figure)
+    return figure
+
+
+def _numpy(array: Arraylike) -> NDArray:
+    return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+
+
+def _flow(flow: Arraylike) -> NDArray:
+    array = _numpy(flow)
+    if array.ndim != 3 or array.shape[0] != 2:
+        raise ValueError(f"flow must be (2, H, W), got {array.shape}")
+    return array
+
+
+def _image_and_labels(image: Arraylike, labels: Arraylike) -> tuple[Picture, NDArray]:
+    base, ids = picture(image), _numpy(labels)
+    if ids.shape != base.shape[:2] or ids.dtype.kind not in "iub":
+        raise ValueError(f"labels must be integer {base.shape[:2]} as the image, got {ids.shape} {ids.dtype}")
+    return base, ids.astype(np.int64)

@@ -1,0 +1,153 @@
+"""Motion models: exact on their own flows, equal to a naive solver and the reference, robust where they claim it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffslic.segmentation import camera_motion, fit_motion, motion_basis, motion_flow
+
+CASES = ["blackswan_crop_64x96_L4", "blackswan_resize_32x48_L2", "poly_32x48_L4", "poly_64x96_L2"]
+
+
+def reconstruction_loss(flow: Tensor, masks: Tensor, theta: Tensor, model: str, distance: str) -> Tensor:
+    """(B,): mean over pixels of the masks' distances between the fitted and the given flow."""
+    residual = motion_flow(theta, *flow.shape[-2:], model) - flow[:, None]
+    lengths = {"l1": residual.abs().sum(2), "l2": residual.norm(dim=2), "squared": residual.square().sum(2)}
+    return (masks * lengths[distance]).sum(1).mean((1, 2))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("model", ["affine", "quadratic"])
+def test_least_squares_equal_the_reference_losses(reference: Path, case: str, model: str) -> None:
+    arrays = np.load(reference / f"reference/motion/coherence_em_{case}.npz")
+    for dtype, atol, rtol in [(torch.float64, 1e-5, 1e-5), (torch.float32, 3e-4, 0)]:
+        flow, masks = (torch.from_numpy(arrays[key]).to(dtype) for key in ("flow", "masks"))
+        theta = fit_motion(flow, masks, model)
+        for distance in ("l1", "l2", "squared"):
+            expected = torch.from_numpy(arrays[f"ols_loss_{model.title()}_{distance}"]).to(dtype)
+            torch.testing.assert_close(reconstruction_loss(flow, masks, theta, model, distance), expected,
+                                       atol=atol, rtol=rtol)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("model", ["affine", "quadratic"])
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+def test_reweighting_reaches_what_an_optimiser_reached(reference: Path, case: str, model: str, distance: str) -> None:
+    arrays = np.load(reference / f"reference/motion/coherence_em_{case}.npz")
+    flow, masks = (torch.from_numpy(arrays[key]).double() for key in ("flow", "masks"))
+    theta = fit_motion(flow, masks, model, fit="irls", distance=distance)
+    loss = reconstruction_loss(flow, masks, theta, model, distance).numpy()
+    peer = arrays[f"optim_loss_{model.title()}_{distance}"]
+    assert (loss <= peer + 1e-3).all() and (loss <= 1.01 * peer).all()
+
+
+def test_basis_is_centred_with_square_pixels() -> None:
+    basis = motion_basis(3, 5, "quadratic")
+    assert basis.shape == (6, 3, 5)
+    assert basis[:, 1, 2].tolist() == [1, 0, 0, 0, 0, 0]
+    torch.testing.assert_close(basis[1, 0], torch.tensor([-0.8, -0.4, 0, 0.4, 0.8], dtype=torch.float64))
+    torch.testing.assert_close(basis[2, :, 0], torch.tensor([-0.4, 0, 0.4], dtype=torch.float64))
+    assert torch.equal(basis[:3], motion_basis(3, 5, "affine"))
+    torch.testing.assert_close(basis[3:], torch.stack([basis[1]**2, basis[1] * basis[2], basis[2]**2]))
+
+
+@pytest.mark.parametrize(("model", "n_monomials"), [("affine", 3), ("quadratic", 6)])
+@pytest.mark.parametrize("fit", ["ls", "irls"])
+def test_each_layer_finds_its_own_motion(model: str, n_monomials: int, fit: str) -> None:
+    theta = torch.randn(2, 3, n_monomials, 2, dtype=torch.float64)
+    owner = torch.randint(3, (2, 12, 17))
+    masks = torch.nn.functional.one_hot(owner, 3).permute(0, 3, 1, 2).double()
+    flow = (motion_flow(theta, 12, 17, model) * masks[:, :, None]).sum(1)
+    torch.testing.assert_close(fit_motion(flow, masks, model, fit), theta, atol=1e-7, rtol=1e-7)
+
+
+def test_least_squares_equal_a_solver_that_sees_each_layer_alone() -> None:
+    flow, masks = torch.randn(2, 2, 9, 11, dtype=torch.float64), torch.rand(2, 3, 9, 11, dtype=torch.float64)
+    basis, theta = motion_basis(9, 11).flatten(1), fit_motion(flow, masks)
+    for b in range(2):
+        for layer in range(3):
+            root = masks[b, layer].flatten().sqrt()
+            expected = torch.linalg.lstsq((basis * root).T, (flow[b].flatten(1) * root).T).solution
+            torch.testing.assert_close(theta[b, layer], expected, atol=1e-8, rtol=1e-8)
+
+
+def test_reweighting_ignores_a_minority() -> None:
+    theta = torch.randn(1, 1, 6, 2, dtype=torch.float64)
+    flow = motion_flow(theta, 20, 20)[:, 0].clone()
+    flow[:, :, 5:9, 6:12] += 4
+    weights = torch.ones(1, 1, 20, 20, dtype=torch.float64)
+    assert (fit_motion(flow, weights) - theta).abs().max() > 0.1
+    for distance in ("l1", "l2"):
+        torch.testing.assert_close(fit_motion(flow, weights, fit="irls", distance=distance), theta, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (1, 5), (5, 1), (1, 1)])
+def test_layers_without_pixels_and_thin_frames_stay_finite(size: tuple[int, int]) -> None:
+    flow = torch.full((1, 2, *size), 2.)
+    weights = torch.stack([torch.ones(size), torch.zeros(size)])[None]
+    theta = fit_motion(flow, weights)
+    assert (theta[:, 1] == 0).all()
+    torch.testing.assert_close(motion_flow(theta, *size)[:, 0], flow, atol=1e-4, rtol=0)
+
+
+def test_gradients_of_masks_and_flow() -> None:
+    flow = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    weights = (torch.rand(1, 2, 4, 5, dtype=torch.float64) + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda f, w: fit_motion(f, w, "affine"), (flow, weights))
+
+
+def moving_scene(seed: int, share: float) -> tuple[Tensor, Tensor]:
+    """Noisy flow (1, 2, 60, 80) in which a rectangle moves otherwise, and the camera's part of it."""
+    torch.manual_seed(seed)
+    scale = torch.tensor([3, 1, 1, 0.5, 0.5, 0.5])[:, None]
+    camera = motion_flow(torch.randn(1, 1, 6, 2) * scale, 60, 80)[:, 0]
+    flow = camera + 0.1 * torch.randn_like(camera)
+    rows, columns = int(60 * share**0.5), int(80 * share**0.5)
+    flow[..., 20:20 + rows, 10:10 + columns] += torch.tensor([4., -3])[:, None, None]
+    return flow, camera
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_camera_motion_is_that_of_the_background(seed: int) -> None:
+    flow, camera = moving_scene(seed, share=0.2)
+    assert (camera_motion(flow) - camera).norm(dim=1).mean() < 0.05
+
+
+def test_camera_motion_fits_few_pixels_as_well() -> None:
+    flow, camera = moving_scene(0, share=0.15)
+    sparse = camera_motion(flow, max_pixels=500)
+    assert sparse.shape == flow.shape
+    assert (sparse - camera).norm(dim=1).mean() < 0.1
+
+
+def test_camera_motion_of_a_batch_equals_each_alone() -> None:
+    flow = torch.cat([moving_scene(seed, 0.2)[0] for seed in range(3)])
+    alone = torch.cat([camera_motion(sample[None]) for sample in flow])
+    torch.testing.assert_close(camera_motion(flow), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_affine_camera_motion_is_affine() -> None:
+    theta = torch.randn(1, 1, 3, 2)
+    flow = motion_flow(theta, 10, 14, "affine")[:, 0]
+    torch.testing.assert_close(camera_motion(flow, "affine"), flow, atol=1e-5, rtol=0)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    flow, weights = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+    with pytest.raises(ValueError, match="model must be one of"):
+        motion_basis(4, 4, "cubic")
+    with pytest.raises(ValueError, match="fit must be"):
+        fit_motion(flow, weights, fit="huber")
+    with pytest.raises(ValueError, match="distance must be"):
+        fit_motion(flow, weights, fit="irls", distance="squared")
+    with pytest.raises(ValueError, match=r"flow must be \(B, 2, H, W\)"):
+        fit_motion(flow[:, :1], weights)
+    with pytest.raises(ValueError, match="weights must be"):
+        fit_motion(flow, torch.ones(1, 1, 4, 5))
+    with pytest.raises(ValueError, match="flow must be finite"):
+        camera_motion(flow / 0)
+    with pytest.raises(ValueError, match=r"must be \(B, L, 6, 2\)"):
+        motion_flow(torch.zeros(1, 1, 3, 2), 4, 4)

@@ -1,0 +1,100 @@
+"""The files that set the project up agree with each other."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONDA_NAMES = {"torch": "pytorch"}
+
+
+def split(requirement: str) -> tuple[str, str]:
+    """ "numpy>=2.0" to ("numpy", ">=2.0")."""
+    name, bounds = re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", requirement).groups()
+    return name, bounds
+
+
+def required() -> dict[str, str]:
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    return dict(split(line) for line in PROJECT["dependencies"] + extras)
+
+
+def test_conda_and_pip_ask_for_the_same():
+    lines = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    by_pip = next(line["pip"] for line in lines if isinstance(line, dict))
+    by_conda = dict(split(line) for line in lines if isinstance(line, str))
+    assert by_conda.pop("python") == PROJECT["requires-python"]
+    assert by_conda.pop("pip") == ""
+    assert by_pip[-1] == "-e ."
+    asked = by_conda | dict(split(line) for line in by_pip[:-1])
+    assert len(asked) == len(by_conda) + len(by_pip) - 1
+    assert asked == {CONDA_NAMES.get(name, name): bounds for name, bounds in required().items()}
+
+
+def test_airsim_joins_in_the_same_way_everywhere():
+    for name in ("Makefile", "environment.yml"):
+        text = (ROOT / name).read_text()
+        steps = r"numpy setuptools wheel rpc-msgpack.*--no-deps --no-build-isolation airsim==1.8.1"
+        assert re.search(steps, text, re.DOTALL)
+    assert "airsim" not in required()
+
+
+def test_the_pin_lies_within_the_bounds():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    lowest = required()["torch"].removeprefix(">=")
+    assert tuple(map(int, pins["torch"].split("."))) >= tuple(map(int, lowest.split(".")))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_gitignore_spares_the_sources_and_takes_the_results():
+    def ignored(path: str) -> bool:
+        return subprocess.run(["git", "check-ignore", "-q", "--no-index", path], cwd=ROOT).returncode == 0
+
+    assert not any(map(ignored, ["lib/diffslic/datasets/io.py", "lib/diffslic/data/x.py", "data/README.md",
+                                 "data/weights/raft-small.safetensors", "tests/baselines/cpu-smoke.json"]))
+    assert all(map(ignored, ["runs/a.html", "cache/a.h5", "data/DAVIS/a.png", ".venv/a", "lib/diffslic.egg-info/a"]))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The files that make needs to decide whether to install, with an installation that is up to date."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".installed").touch()
+    return tmp_path
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
+class TestMake:
+    def test_a_second_call_installs_nothing(self, copy):
+        assert "pip install" not in make(copy, "-n", "run").stdout
+
+    @pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt"])
+    def test_a_change_of_the_requirements_installs(self, copy, changed):
+        now = (copy / ".venv" / ".installed").stat().st_mtime
+        os.utime(copy / changed, (now + 10, now + 10))
+        assert "pip install" in make(copy, "-n", "run").stdout
+
+    def test_an_old_python_is_refused_in_one_line(self, copy):
+        (copy / ".venv" / ".installed").unlink()
+        old = copy / "old-python"
+        old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit 0\nexit 1\n')
+        old.chmod(0o755)
+        done = make(copy, "install", f"PYTHON={old}")
+        assert done.returncode != 0
+        assert done.stderr.splitlines()[0].startswith("diffslic needs Python 3.11 or newer")
+        assert "Python 3.9.1" in done.stderr and not (copy / ".venv" / ".installed").exists()

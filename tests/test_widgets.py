@@ -1,0 +1,114 @@
+"""Explorers driven through their widgets: moving a slider changes the picture that the browser is sent."""
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+from ipywidgets.embed import dependency_state, embed_data
+from matplotlib.image import imread
+
+from diffslic import viz
+from diffslic.widgets import frame_player, overlay_explorer
+
+FRAMES = [torch.full((3, 24, 40), level) for level in (0.1, 0.5, 0.9)]
+MASKS = [torch.zeros(24, 40, dtype=torch.int64) for _ in FRAMES]
+for step, mask in enumerate(MASKS):
+    mask[6:18, 4 + 8 * step:16 + 8 * step] = 1
+
+
+def parts(box: ipywidgets.VBox) -> tuple[ipywidgets.Image, ipywidgets.Label, dict[str, ipywidgets.Widget]]:
+    """The picture, the caption, and the controls by their description."""
+    image, caption, controls = box.children
+    return image, caption, {control.description: control for control in controls.children}
+
+
+def decoded(image: ipywidgets.Image) -> np.ndarray:
+    return imread(io.BytesIO(image.value), format="jpeg").astype(int)
+
+
+def test_the_player_shows_the_frame_of_its_slider() -> None:
+    image, caption, controls = parts(frame_player(FRAMES, labels=["one", "two", "three"]))
+    assert np.abs(decoded(image) - viz.picture(FRAMES[0])).max() < 4
+    assert caption.value == "one"
+    controls["frame"].value = 2
+    assert np.abs(decoded(image) - viz.picture(FRAMES[2])).max() < 4
+    assert caption.value == "three"
+
+
+def test_play_and_slider_cover_the_video_at_its_rate() -> None:
+    _, _, controls = parts(frame_player(FRAMES, fps=12))
+    play, slider = controls["play the frames"], controls["frame"]
+    assert isinstance(play, ipywidgets.Play)
+    assert (play.min, play.max, play.interval) == (0, 2, 83)
+    assert (slider.min, slider.max) == (0, 2)
+
+
+def test_a_player_of_one_frame() -> None:
+    image, caption, controls = parts(frame_player(FRAMES[:1]))
+    assert controls["frame"].max == 0 and caption.value == "" and len(image.value) > 0
+
+
+def test_the_explorer_answers_to_frame_and_opacity() -> None:
+    image, caption, controls = parts(overlay_explorer(FRAMES, MASKS, scores=[0.5, 0.25, 1]))
+    assert np.abs(decoded(image) - viz.overlay(FRAMES[0], MASKS[0], 0.5)).mean() < 4
+    assert caption.value == "score 0.500"
+    before = image.value
+    controls["opacity"].value = 1
+    assert image.value != before
+    assert np.abs(decoded(image) - viz.overlay(FRAMES[0], MASKS[0], 1)).mean() < 4
+    controls["frame"].value = 1
+    assert np.abs(decoded(image) - viz.overlay(FRAMES[1], MASKS[1], 1)).mean() < 4
+    assert caption.value == "score 0.250"
+
+
+def test_the_explorer_asks_a_function_for_the_frame_on_show_only() -> None:
+    asked = []
+
+    def mask_of(t: int) -> torch.Tensor:
+        asked.append(t)
+        return MASKS[t]
+
+    _, caption, controls = parts(overlay_explorer(FRAMES, mask_of))
+    controls["frame"].value = 2
+    assert asked == [0, 2]
+    assert caption.value == ""
+
+
+def saved_state(box: ipywidgets.VBox) -> dict[str, Any]:
+    """What a notebook stores of a widget and all it depends on, by model."""
+    return embed_data(views=[box], state=dependency_state([box]))["manager_state"]["state"]
+
+
+@pytest.mark.parametrize("explorer", [frame_player, lambda frames: overlay_explorer(frames, frames[:, 0] > 0.5)])
+def test_a_saved_notebook_holds_one_frame_only(explorer: Callable[[np.ndarray], ipywidgets.VBox]) -> None:
+    video = np.random.default_rng(0).random((30, 3, 240, 428)).astype(np.float32)  # noise: the worst for JPEG
+    box = explorer(video)
+    image, _, controls = parts(box)
+    controls["frame"].value = 7
+    assert len(image.value) < len(json.dumps(saved_state(box))) < 1_000_000
+
+
+def test_play_drives_the_slider_in_the_browser() -> None:
+    box = frame_player(FRAMES)
+    _, _, controls = parts(box)
+    links = [model["state"] for model in saved_state(box).values() if model["model_name"] == "LinkModel"]
+    ends = {f"IPY_MODEL_{controls[name].model_id}" for name in ("play the frames", "frame")}
+    assert [{link["source"][0], link["target"][0]} for link in links] == [ends]
+
+
+def test_frames_without_their_masks_scores_or_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match="one frame at least"):
+        frame_player([])
+    with pytest.raises(ValueError, match="labels must be one for each of the 3 frames, got 2"):
+        frame_player(FRAMES, labels=["one", "two"])
+    with pytest.raises(ValueError, match="fps must be positive, got 0"):
+        frame_player(FRAMES, fps=0)
+    with pytest.raises(ValueError, match="masks must be one for each of the 3 frames, got 0"):
+        overlay_explorer(FRAMES, [])
+    with pytest.raises(ValueError, match="scores must be one for each of the 3 frames, got 1"):
+        overlay_explorer(FRAMES, MASKS, scores=[1])
