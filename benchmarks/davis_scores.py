@@ -105,8 +105,8 @@ def plain(pred: np.ndarray, truth: np.ndarray, protocol: str, dilate: Callable,
         for n in range(n_objects) if unsupervised else (m,):
             void = truth == 255 if official else None
             j[m, n] = plain_j(pred_masks[m], truth_masks[n], void)
-            f[m, n] = [plain_f(pred_masks[m, t], truth_masks[n, t], None if void is None else void[t], make_disk, dilate)
-                       for t in range(len(truth))]
+            voids = [None] * len(truth) if void is None else void
+            f[m, n] = [plain_f(*masks, make_disk, dilate) for masks in zip(pred_masks[m], truth_masks[n], voids)]
     if not unsupervised:
         return j.diagonal().T, f.diagonal().T
     rows, columns = optimize.linear_sum_assignment(-(j.mean(axis=2) + f.mean(axis=2)) / 2)

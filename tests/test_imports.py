@@ -80,6 +80,9 @@ def opened(path: Path) -> list[str]:
         owner, _, last = name.rpartition(".")
         # A method of an object (net.load, report.write_text) is somebody else's door; those of pathlib are not.
         direct = owner.split(".")[0] in OPENING_MODULES | {""} or "Path(" in owner
+        in_memory = bool(call.args) and ast.unparse(call.args[0]) in {"buffer", "memory", "io.BytesIO()"}
+        if in_memory:
+            continue
         if last in OPENING and direct or (last in {"read_text", "read_bytes"} and owner != "report"):
             found.append(f"{call.lineno}: {name}")
     return found

@@ -129,7 +129,6 @@ def test_j_and_f_of_a_shifted_square():
     score = metrics.davis(near, truth)
     assert score.j[0, 0] == pytest.approx(18 / 22)
     assert score.f[0, 0] == 1
-    # 10 px to the right: of 80 boundary pixels the top and bottom rows overlap on 10 + 2 of reach and one shared corner.
     score = metrics.davis(far, truth)
     assert score.j[0, 0] == pytest.approx(10 / 30)
     assert score.f[0, 0] == naive_f(far[1] > 0, truth[1] > 0)
@@ -294,7 +293,7 @@ def test_superpixels_of_four_squares():
     assert score["asa"] == pytest.approx((4 * 16 - 2 * 4) / 64)
     assert score["ue"] == pytest.approx((4 + 4 + 4 + 4) / 64)
     assert score["br"] == 1
-    assert score["bp"] == pytest.approx((8 + 5) / (8 + 7))  # column 3, and row 3 (its pixel in column 3 is both) to x = 4
+    assert score["bp"] == pytest.approx(12 / 15)  # of column 3 and row 3: all of the column, and the row up to x = 4
     assert score["co"] == pytest.approx(math.pi / 4)
     assert score["ev"] == pytest.approx(1)
     assert score["count"] == 4

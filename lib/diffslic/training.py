@@ -88,7 +88,8 @@ class FitResult(NamedTuple):
 def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], Tensor],
         validate: Callable[[nn.Module], dict[str, float]], schedule: Schedule, out_dir: str | Path, *,
         monitor: str, higher_is_better: bool, resume: bool = True, device: str = "auto", devices: int = 1,
-        precision: str = "32-true", workers: int = 0, loggers: Sequence[Any] = (), progress: bool = True) -> FitResult:
+        precision: str = "32-true", workers: int = 0, forward_methods: Sequence[str] = (),
+        loggers: Sequence[Any] = (), progress: bool = True) -> FitResult:
     """Train a network and keep its best state.
 
     ``out_dir`` gets ``metrics.csv`` (rewritten after each validation), ``last.ckpt`` (everything that an exact
@@ -105,6 +106,7 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
         resume: go on from ``out_dir/last.ckpt`` if it is there; otherwise start anew.
         device, devices, precision, loggers: see Lightning Fabric (``device`` is its accelerator, "cuda" too).
         workers: processes that make batches ahead of time.
+        forward_methods: methods of the model that ``loss`` calls instead of the model itself.
 
     Raises:
         ValueError: the checkpoint belongs to a run with another schedule or model, or the loss is not finite.
@@ -118,6 +120,8 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     state = _resume(out_dir / "last.ckpt", model, optimizer, schedule) if resume else _new_state()
     wrapped, optimizer = fabric.setup(model, optimizer)
+    for method in forward_methods:
+        wrapped.mark_forward_method(method)
     loader = DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=False,
                         sampler=_From(state["step"] * fabric.world_size + fabric.global_rank,
                                       schedule.steps * fabric.world_size, fabric.world_size))

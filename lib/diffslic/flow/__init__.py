@@ -1,7 +1,10 @@
 """Optical flow: RAFT (Teed and Deng 2020), and what two flow fields say about each other."""
 
+from diffslic.flow.consistency import motion_boundaries as motion_boundaries
+from diffslic.flow.consistency import occlusion as occlusion
 from diffslic.flow.raft import RAFT as RAFT
 from diffslic.flow.raft import RAFTConfig as RAFTConfig
+from diffslic.flow.raft import matching_loss as matching_loss
 from diffslic.flow.raft import sequence_loss as sequence_loss
 
-__all__ = ["RAFT", "RAFTConfig", "sequence_loss"]
+__all__ = ["RAFT", "RAFTConfig", "matching_loss", "motion_boundaries", "occlusion", "sequence_loss"]

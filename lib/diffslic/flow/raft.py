@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,13 @@ class RAFTConfig:
     @property
     def context(self) -> int:
         return 64 if self.small else 128
+
+
+class Predictions(NamedTuple):
+    """What a training step sees of a pair of images."""
+
+    flows: list[Tensor]  # (B, 2, H, W) in pixels after every correction, first to last
+    similarity: Tensor  # (B, h * w, h, w) of the cells of both images, the finest level of the pyramid
 
 
 class RAFT(nn.Module):
@@ -80,13 +88,14 @@ class RAFT(nn.Module):
         *_, last = self.refine(features1, features2, image1, n_iters, initial)
         return self.upsample(*last, image1.shape[-2:])
 
-    def predictions(self, image1: Tensor, image2: Tensor, n_iters: int = 12) -> list[Tensor]:
-        """The flow (B, 2, H, W) after every correction, first to last: what training compares with the truth."""
+    def predictions(self, image1: Tensor, image2: Tensor, n_iters: int = 12) -> Predictions:
+        """What training compares with the truth: the flow after every correction, and the similarities of cells."""
         _check_pair(image1, image2)
         _check_iterations(n_iters)
         features1, features2 = self.features(image1), self.features(image2)
-        return [self.upsample(*step, image1.shape[-2:])
-                for step in self.refine(features1, features2, image1, n_iters)]
+        flows = [self.upsample(*step, image1.shape[-2:])
+                 for step in self.refine(features1, features2, image1, n_iters)]
+        return Predictions(flows, correlation_pyramid(features1, features2, levels=1)[0])
 
     @torch.no_grad()
     def video(self, frames: Iterable[Tensor], n_iters: int = 12) -> Iterator[Tensor]:
@@ -415,6 +424,29 @@ def sequence_loss(predictions: list[Tensor], truth: Tensor, valid: Tensor, gamma
         distance = ((prediction - truth).abs().sum(1) * valid).flatten(1).sum(1)
         loss = loss + gamma ** age * distance / count
     return loss
+
+
+def matching_loss(similarity: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of "which cell of the second image is this?": it teaches the features directly.
+
+    Not in the paper, whose features learn through the recurrent unit alone; with few training steps they then stay
+    too vague to be matched. The softmax runs over all cells of the second image, the target is the bilinear mixture
+    of the four cells around the true position.
+
+    Args:
+        similarity: (B, h * w, h, w) of :class:`Predictions`. truth: (B, 2, H, W) in pixels. valid: (B, H, W) bool.
+
+    Returns:
+        (B,) nats, averaged over the cells that are valid and move to a place inside the frame.
+    """
+    batch, _, height, width = similarity.shape
+    # A cell's receptive field is centred on the pixel at eight times its position.
+    flow, valid = truth[..., ::STRIDE, ::STRIDE] / STRIDE, valid[:, ::STRIDE, ::STRIDE]
+    target = geometry.pixel_grid(height, width, flow.device, flow.dtype) + flow
+    valid = (valid & geometry.lands_inside(flow)).flatten(1)
+    logarithms = similarity.flatten(2).log_softmax(-1).reshape(-1, 1, height, width)
+    found = geometry.sample(logarithms, target.flatten(2).transpose(1, 2).reshape(-1, 2, 1, 1), padding="border")
+    return -(found.reshape(batch, -1) * valid).sum(1) / valid.sum(1).clamp(min=1)
 
 
 # torchvision's names to the paper's, applied in this order.

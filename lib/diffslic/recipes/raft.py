@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffslic import metrics, training
 from diffslic.datasets import scenes
 from diffslic.datasets.clip import Clip
-from diffslic.flow import RAFT, RAFTConfig, sequence_loss
+from diffslic.flow import RAFT, RAFTConfig, matching_loss, sequence_loss
 from diffslic.recipes import augment
 
 SIZE = (240, 320)  # of the rendered frames
@@ -62,8 +62,8 @@ class Pairs:
         return {"image1": images[0], "image2": images[1], "flow": flow, "valid": flow.norm(dim=0) < 200}
 
 
-def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2500, batch_size: int = 4, n_iters: int = 6,
-          learning_rate: float = 4e-4, n_scenes: int = 160, n_frames: int = 8, validate_every: int = 500, seed: int = 1,
+def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, batch_size: int = 4, n_iters: int = 6,
+          learning_rate: float = 4e-4, matching_weight: float = 1.0, n_scenes: int = 160, n_frames: int = 8, validate_every: int = 500, seed: int = 1,
           device: str = "auto", devices: int = 1, precision: str = "32-true", workers: int = 1,
           resume: bool = True, loggers: Sequence[Any] = (), progress: bool = True) -> training.FitResult:
     """Train RAFT on scenes; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
@@ -71,6 +71,7 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2500, bat
     Args:
         variant: "small" or "large".
         n_iters: corrections per pair while training.
+        matching_weight: of :func:`diffslic.flow.matching_loss` beside the paper's loss.
         n_scenes, n_frames: the pool of scenes, drawn on the fly.
     """
     torch.manual_seed(seed)
@@ -79,13 +80,15 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2500, bat
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
-        predictions = network.predictions(batch["image1"], batch["image2"], n_iters)
-        return sequence_loss(predictions, batch["flow"], batch["valid"])
+        flows, similarity = network.predictions(batch["image1"], batch["image2"], n_iters)
+        matching = matching_loss(similarity, batch["flow"], batch["valid"])
+        return sequence_loss(flows, batch["flow"], batch["valid"]) + matching_weight * matching
 
     validation = validation_clips()
     return training.fit(model, training.Batches(pairs), loss, lambda network: evaluate(network, validation), schedule,
                         out_dir, monitor="epe", higher_is_better=False, device=device, devices=devices,
-                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
+                        precision=precision, workers=workers, forward_methods=["predictions"], resume=resume,
+                        loggers=loggers, progress=progress)
 
 
 def validation_clips(n_clips: int = 8) -> list[Clip]:

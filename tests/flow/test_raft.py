@@ -1,0 +1,205 @@
+"""RAFT: reference figures of both variants, the parts against plain loops, and sizes that break other ports."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffslic.flow import RAFT, RAFTConfig, sequence_loss
+from diffslic.flow.raft import convex_upsample, correlation_pyramid, lookup, own_keys
+
+PARAMETERS = {"small": 990_162, "large": 5_257_536}
+
+
+def recipe_weights(keys: dict, varied: bool = False) -> dict[str, torch.Tensor]:
+    """The reference folder's weights, made by the recipe of its README."""
+    state = {}
+    for key, shape in keys["princeton_keys"].items():
+        name = keys["aliases"].get(key, key)
+        if name.endswith("num_batches_tracked"):
+            state[key] = torch.tensor(0)
+            continue
+        noise = np.random.RandomState(zlib.crc32(name.encode()) ^ keys["seed"]).standard_normal(shape)
+        if name.endswith("running_mean"):
+            value = 0.1 * noise * varied
+        elif name.endswith("running_var"):
+            value = 0.5 + np.abs(noise) if varied else np.ones(shape)
+        elif name.endswith("bias"):
+            value = 0.02 * noise
+        elif len(shape) == 1:  # a norm's weight
+            value = 1 + 0.2 * noise * varied
+        else:
+            gain = (0.2 if "flow_head.conv2" in name else 3 if "mask.2" in name else
+                    1 if ".gru." in name or name.startswith(("fnet.conv2", "cnet.conv2")) else 2**0.5)
+            value = noise * (gain / np.sqrt(np.prod(shape[1:])))
+        state[key] = torch.tensor(value, dtype=torch.float32)
+    return state
+
+
+def load_reference(reference, variant):
+    folder = reference / "reference" / "flow"
+    keys = json.loads((folder / f"raft_{variant}_keys.json").read_text())
+    return keys, np.load(folder / f"raft_{variant}.npz"), np.load(folder / "raft_images.npz")
+
+
+def image_pair(images, number):
+    return [torch.from_numpy(images[f"pair{number}_img{i}"]).permute(2, 0, 1)[None].float() / 255 for i in (1, 2)]
+
+
+@pytest.mark.parametrize("variant", ["small", "large"])
+@pytest.mark.parametrize("pair", [0, 1])
+def test_reference_flow(reference, variant, pair):
+    keys, figures, images = load_reference(reference, variant)
+    net = RAFT(RAFTConfig(variant)).eval()
+    net.load_state_dict(own_keys(recipe_weights(keys)))
+    with torch.no_grad():
+        steps = net.predictions(*image_pair(images, pair), n_iters=12).flows
+    for n, tolerance in ((1, 1e-4), (4, 5e-4), (12, 2e-3)):
+        assert np.abs(steps[n - 1][0].numpy() - figures[f"pair{pair}_up_{n}"]).max() <= tolerance
+
+
+def test_reference_flow_with_batch_norm_that_matters(reference):
+    keys, figures, images = load_reference(reference, "large")
+    net = RAFT(RAFTConfig("large")).eval()
+    net.load_state_dict(own_keys(recipe_weights(keys, varied=True)))
+    name = next(key for key in figures.files if "bnvaried" in key and "up" in key)
+    pair, n = int(name[4]), int(name.split("up_")[1].split("_")[0])
+    with torch.no_grad():
+        flow = net(*image_pair(images, pair), n_iters=n)[0].numpy()
+    assert np.abs(flow - figures[name]).max() <= 2e-3
+
+
+@pytest.mark.parametrize("variant", ["small", "large"])
+def test_reference_keys_of_both_other_implementations(reference, variant):
+    keys, _, _ = load_reference(reference, variant)
+    expected = {name: tuple(value.shape) for name, value in RAFT(RAFTConfig(variant)).state_dict().items()}
+    theirs = {f"module.{key}": torch.zeros(shape) for key, shape in keys["princeton_keys"].items()}
+    assert {key: tuple(value.shape) for key, value in own_keys(theirs).items()} == expected
+    torchvision = {key: torch.zeros(shape) for key, shape in keys["torchvision_keys"].items()}
+    assert {key: tuple(value.shape) for key, value in own_keys(torchvision).items()} == expected
+
+
+@pytest.mark.parametrize("variant", ["small", "large"])
+def test_number_of_parameters(variant):
+    assert sum(p.numel() for p in RAFT(RAFTConfig(variant)).parameters()) == PARAMETERS[variant]
+
+
+def test_lookup_against_a_plain_loop():
+    radius, levels = 2, 3
+    features1, features2 = torch.randn(2, 1, 8, 6, 9, dtype=torch.float64)
+    pyramid = correlation_pyramid(features1, features2, levels)
+    position = torch.rand(1, 2, 6, 9, dtype=torch.float64) * 14 - 3  # some of it far outside
+    found = lookup(pyramid, position, radius)
+    channel = 0
+    for level in range(levels):
+        volume = torch.einsum("bchw,bcij->bhwij", features1, features2) / 8 ** 0.5
+        volume = volume.reshape(54, 1, 6, 9)
+        for _ in range(level):
+            volume = F.avg_pool2d(volume, 2)  # pooled similarities, where the fast path pools features
+        for dx in range(-radius, radius + 1):
+            for dy in range(-radius, radius + 1):
+                for i in range(0, 54, 7):
+                    y, x = divmod(i, 9)
+                    expected = bilinear(volume[i, 0], position[0, 0, y, x] / 2 ** level + dx,
+                                        position[0, 1, y, x] / 2 ** level + dy)
+                    assert abs(found[0, channel, y, x] - expected) < 1e-10
+                channel += 1
+    assert channel == found.shape[1]
+
+
+def bilinear(image, x, y):
+    total = 0.0
+    left, top = int(np.floor(x)), int(np.floor(y))
+    for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
+        if 0 <= row < image.shape[0] and 0 <= column < image.shape[1]:
+            total += float(image[row, column]) * (1 - abs(float(x) - column)) * (1 - abs(float(y) - row))
+    return total
+
+
+def test_convex_upsampling_keeps_constants_and_repeats_chosen_neighbours():
+    flow = torch.randn(1, 2, 3, 4)
+    constant = torch.ones(1, 2, 3, 4)
+    mask = torch.zeros(1, 9, 8, 8, 3, 4)
+    mask[:, 4] = 50  # all weight on the middle of the nine
+    assert torch.allclose(convex_upsample(constant, mask.flatten(1, 3))[..., 8:-8, 8:-8], torch.ones(1))
+    assert torch.allclose(convex_upsample(flow, mask.flatten(1, 3)), flow.repeat_interleave(8, 2).repeat_interleave(8, 3))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (8, 8), (17, 130), (64, 33)])
+@pytest.mark.parametrize("variant", ["small", "large"])
+def test_any_size_without_nan(variant, size):
+    images = torch.rand(2, 1, 3, *size)
+    with torch.no_grad():
+        flow = RAFT(RAFTConfig(variant)).eval()(*images, n_iters=2)
+    assert flow.shape == (1, 2, *size)
+    assert flow.isfinite().all()
+
+
+def test_video_is_the_pairs_one_by_one():
+    net = RAFT().eval()
+    frames = list(torch.rand(4, 3, 40, 56))
+    flows = list(net.video(iter(frames), n_iters=3))
+    assert len(flows) == 3
+    with torch.no_grad():
+        for t, flow in enumerate(flows):
+            assert (flow - net(frames[t][None], frames[t + 1][None], n_iters=3)[0]).abs().max() < 1e-4
+
+
+def test_a_start_near_the_end_is_where_it_starts():
+    net = RAFT().eval()
+    for parameter in net.update_block.flow_head.parameters():
+        torch.nn.init.zeros_(parameter)  # no corrections: the start is the result
+    images = torch.rand(2, 1, 3, 64, 80)
+    start = torch.full((1, 2, 64, 80), 3.0)
+    with torch.no_grad():
+        assert torch.allclose(net(*images, n_iters=2, initial=start), start, atol=1e-4)
+        assert torch.equal(net(*images, n_iters=2), torch.zeros(1, 2, 64, 80))
+
+
+def test_sequence_loss_weighs_later_steps_more_and_skips_invalid_pixels():
+    truth, valid = torch.zeros(2, 2, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)
+    valid[1, :, :2] = False
+    steps = [torch.ones(2, 2, 4, 4), torch.full((2, 2, 4, 4), 0.5)]
+    steps[1][1, :, :, :2] = 100.0
+    assert torch.allclose(sequence_loss(steps, truth, valid), torch.tensor(0.8 * 2 + 1.0))
+
+
+def test_one_step_of_training_lowers_the_loss():
+    net = RAFT()
+    images, truth = torch.rand(2, 1, 3, 64, 64), torch.full((1, 2, 64, 64), 2.0)
+    valid = torch.ones(1, 64, 64, dtype=torch.bool)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
+    losses = []
+    for _ in range(4):
+        loss = sequence_loss(net.predictions(*images, n_iters=3).flows, truth, valid).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_save_and_load(tmp_path):
+    net = RAFT().eval()
+    net.save(tmp_path / "own.safetensors")
+    again = RAFT.from_pretrained(tmp_path / "own.safetensors")
+    assert again.config == net.config
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values()))
+
+
+def test_bad_input(tmp_path):
+    net = RAFT().eval()
+    with pytest.raises(ValueError, match="two images"):
+        net(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 24))
+    with pytest.raises(ValueError, match="n_iters must be at least 1"):
+        net(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), n_iters=0)
+    with pytest.raises(ValueError, match="'small' or 'large'"):
+        RAFT(RAFTConfig("medium"))
+    with pytest.raises(FileNotFoundError, match="no raft weights named 'huge'"):
+        RAFT.from_pretrained("huge")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other.pth does not hold the weights of a RAFT"):
+        RAFT.from_pretrained(tmp_path / "other.pth")
