@@ -345,13 +345,14 @@ def train_ssn(
     """
     from diffslic.recipes import ssn
 
-    _show_fit(ssn.train(out, steps=steps, width=width, seed=seed, device=device, devices=devices, workers=workers,
-                        loggers=_loggers(logger, out), progress=not as_json), as_json)
+    fit = ssn.train(out, steps=steps, width=width, seed=seed, device=device, devices=devices, workers=workers,
+                    loggers=_loggers(logger, out), progress=not as_json)
+    _show_fit(fit, as_json)
 
 
 @train_app.command("raft")
 def train_raft(
-    out: TrainOut, variant: Annotated[str, typer.Option(help="small or large.")] = "small", steps: Steps = 2500,
+    out: TrainOut, variant: Annotated[str, typer.Option(help="small or large.")] = "small", steps: Steps = 2200,
     batch_size: Annotated[int, typer.Option(help="Pairs per step.")] = 4,
     seed: Seed = 1, device: Accelerator = "auto", devices: Devices = 1, workers: Workers = 1, logger: Logger = None,
     as_json: Json = False,
@@ -362,8 +363,9 @@ def train_raft(
     """
     from diffslic.recipes import raft
 
-    _show_fit(raft.train(out, variant=variant, steps=steps, batch_size=batch_size, seed=seed, device=device,
-                         devices=devices, workers=workers, loggers=_loggers(logger, out), progress=not as_json), as_json)
+    fit = raft.train(out, variant=variant, steps=steps, batch_size=batch_size, seed=seed, device=device,
+                     devices=devices, workers=workers, loggers=_loggers(logger, out), progress=not as_json)
+    _show_fit(fit, as_json)
 
 
 @train_app.command("unet")
@@ -385,10 +387,12 @@ def train_unet(
     """
     from diffslic.recipes import unet
 
-    training, validation = unet.prepare(dataset, cache, root=root, resolution=resolution, n_clips=n_clips)
-    _show_fit(unet.train(out, training, validation, inputs=inputs.split(","), steps=steps, start=start, seed=seed,
-                         device=device, devices=devices, workers=workers, loggers=_loggers(logger, out),
-                         progress=not as_json), as_json)
+    training, validation = unet.prepare(dataset, cache, root=root, resolution=resolution, n_clips=n_clips,
+                                        progress=not as_json)
+    fit = unet.train(out, training, validation, inputs=inputs.split(","), steps=steps, start=start, seed=seed,
+                     device=device, devices=devices, workers=workers, loggers=_loggers(logger, out),
+                     progress=not as_json)
+    _show_fit(fit, as_json)
 
 
 def _open(dataset: str, root: Path, split: str, resolution: str) -> list[Any]:
@@ -400,20 +404,9 @@ def _open(dataset: str, root: Path, split: str, resolution: str) -> list[Any]:
 
 
 def _loggers(name: str | None, out: Path) -> list[Any]:
-    """A Fabric logger by name; its package is the user's to install."""
-    if name is None:
-        return []
-    report.check_choice("logger", name, ["tensorboard", "wandb"])
-    try:
-        if name == "tensorboard":
-            from lightning_fabric.loggers import TensorBoardLogger
+    from diffslic.training import open_logger
 
-            return [TensorBoardLogger(root_dir=str(out), name="tensorboard")]
-        from wandb.integration.lightning.fabric import WandbLogger
-
-        return [WandbLogger(project="diffslic", name=out.name)]
-    except ImportError as error:
-        raise ValueError(f"the logger {name} needs a package: pip install {name} ({error})") from error
+    return [open_logger(name, out)] if name else []
 
 
 def _show_fit(result: Any, as_json: bool) -> None:

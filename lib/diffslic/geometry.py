@@ -41,8 +41,10 @@ def sample(image: Tensor, xy: Tensor, mode: str = "bilinear", padding: str = "ze
     if xy.ndim != 4 or xy.shape[1] != 2:
         raise ValueError(f"xy must be (B, 2, h, w), got {tuple(xy.shape)}")
     # The half-pixel form of the normalised grid; unlike the corner-aligned one it exists for a single row or column.
-    grid = torch.stack([(2 * xy[:, 0] + 1) / width - 1, (2 * xy[:, 1] + 1) / height - 1], dim=-1)
-    return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=False)
+    # In double precision: normalised and back, a float32 position loses a few millionths of the image's width.
+    x, y = xy.double().unbind(1)
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    return F.grid_sample(image.double(), grid, mode=mode, padding_mode=padding, align_corners=False).to(image.dtype)
 
 
 def warp(image: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
@@ -123,14 +125,18 @@ def flip_flow_horizontal(flow: Tensor) -> Tensor:
     return flow.flip(-1) * torch.tensor([-1, 1], device=flow.device, dtype=flow.dtype)[:, None, None]
 
 
-def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
+def pad_to_multiple(image: Tensor, multiple: int, at_least: int = 1) -> tuple[Tensor, tuple[int, int]]:
     """Pad (B, C, H, W) at the right and the bottom, edges repeated, until both sides divide by ``multiple``.
+
+    Args:
+        at_least: smallest side of the result, in pixels; a multiple of ``multiple``, or 1.
 
     Returns:
         The padded image and the old (rows, columns): ``padded[..., :rows, :columns]`` is the image again.
     """
     height, width = image.shape[-2:]
-    padding = (0, -width % multiple, 0, -height % multiple)
+    rows, columns = (max(side + -side % multiple, at_least) for side in (height, width))
+    padding = (0, columns - width, 0, rows - height)
     return (F.pad(image, padding, mode="replicate") if any(padding) else image), (height, width)
 
 

@@ -18,6 +18,7 @@ from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
 from diffslic.datasets.folder import image_files
 from diffslic.datasets.video import write_video
+from diffslic.files import written_whole
 from diffslic.flow import RAFT
 from diffslic.segmentation import UNet, camera_motion
 from diffslic.superpixels import SSN
@@ -259,11 +260,12 @@ class Evaluation(NamedTuple):
 
     def save(self, path: str | Path) -> None:
         """Write the rows as csv."""
-        with io.written_whole(path) as temporary:
+        with written_whole(path) as temporary:
             self.rows.to_csv(temporary, index=False)
 
 
-def evaluate_davis(pred: str | Path, truth: str | Path, protocol: str = "davis2016", progress: bool = True) -> Evaluation:
+def evaluate_davis(pred: str | Path, truth: str | Path, protocol: str = "davis2016",
+                   progress: bool = True) -> Evaluation:
     """Score folders of masks, ``PRED/<sequence>/00000.png`` against ``TRUTH/<sequence>/00000.png``.
 
     Args:
@@ -300,7 +302,7 @@ def evaluate_davis(pred: str | Path, truth: str | Path, protocol: str = "davis20
 def _sequences(folder: Path) -> list[str]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not names:
-        raise FileNotFoundError(f"{folder}: expected a folder of masks for each sequence, {folder}/<sequence>/00000.png")
+        raise FileNotFoundError(f"{folder}: expected masks in a folder per sequence, <sequence>/00000.png")
     return names
 
 

@@ -6,10 +6,11 @@ such (``null`` in JSON), and fails in the comparison.
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from diffslic.files import written_whole
 
 DIRECTIONS = ("both", "higher", "lower")
 # Given to a figure that enters a baseline; edited by hand in the file where a figure deserves something tighter.
@@ -50,18 +51,9 @@ class Row(NamedTuple):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
-
-    Raises:
-        OSError: names the file; nothing is left beside it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    """Write a text file whole or not at all."""
+    with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise type(error)(f"cannot write {path}: {error.strerror}") from error
 
 
 def to_json(value: Any) -> str:

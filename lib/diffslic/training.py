@@ -5,7 +5,6 @@ This module knows Fabric and no model: what is trained, on what and how it is we
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
+
+from diffslic.files import written_whole
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "data" / "weights"
 
@@ -162,6 +163,26 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
                      out_dir / "best.safetensors")
 
 
+def open_logger(name: str, folder: str | Path) -> Any:
+    """A Fabric logger by name: "tensorboard" or "wandb"; its package is the user's to install.
+
+    Raises:
+        ValueError: another name, or the package is not there.
+    """
+    if name not in ("tensorboard", "wandb"):
+        raise ValueError(f"the logger must be tensorboard or wandb, got {name!r}")
+    try:
+        if name == "tensorboard":
+            from lightning_fabric.loggers import TensorBoardLogger
+
+            return TensorBoardLogger(root_dir=str(folder), name="tensorboard")
+        from wandb.integration.lightning.fabric import WandbLogger
+
+        return WandbLogger(project="diffslic", name=Path(folder).name)
+    except ImportError as error:
+        raise ValueError(f"the logger {name} needs a package: pip install {name} ({error})") from error
+
+
 def _new_state() -> dict[str, Any]:
     return {"step": 0, "seconds": 0.0, "history": [], "best": None, "best_step": 0}
 
@@ -193,21 +214,12 @@ def _keep(state: dict[str, Any], figures: dict[str, float], model: nn.Module, op
     if state["best"] is None or (value > state["best"] if higher_is_better else value < state["best"]):
         state["best"], state["best_step"] = value, state["step"]
         model.save(out_dir / "best.safetensors")
-    _write_whole(out_dir / "metrics.csv", lambda path: pd.DataFrame(state["history"]).to_csv(path, index=False))
+    with written_whole(out_dir / "metrics.csv") as temporary:
+        pd.DataFrame(state["history"]).to_csv(temporary, index=False)
     raw = optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
-    _write_whole(out_dir / "last.ckpt", lambda path: torch.save(
-        {"state": state, "schedule": asdict(schedule), "model": model.state_dict(), "optimizer": raw.state_dict(),
-         "random": torch.get_rng_state()}, path))
-
-
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in its place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(out_dir / "last.ckpt") as temporary:
+        torch.save({"state": state, "schedule": asdict(schedule), "model": model.state_dict(),
+                    "optimizer": raw.state_dict(), "random": torch.get_rng_state()}, temporary)
 
 
 # ---------------------------------------------------------------- weights
@@ -269,7 +281,6 @@ def load_weights(kind: str, name_or_path: str | Path) -> Weights:
 
 def save_weights(path: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Write weights and their configuration as safetensors, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    _write_whole(path, lambda file: save_file(tensors, file, metadata={"config": json.dumps(config)}))
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata={"config": json.dumps(config)})

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+
 from diffslic.datasets.cache import cached_clip, is_current, read_configuration, write_clip_cache
 from diffslic.datasets.clip import Clip
 

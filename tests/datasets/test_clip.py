@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+
 from diffslic.datasets.clip import Clip
 
 

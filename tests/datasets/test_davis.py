@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from diffslic import datasets
 from diffslic.datasets import davis
 from diffslic.datasets.io import write_image, write_labels
-from PIL import Image
 
 SIZE = (6, 10)
 

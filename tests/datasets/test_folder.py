@@ -5,11 +5,12 @@ import os
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from diffslic import datasets
 from diffslic.datasets import folder
 from diffslic.datasets.io import write_image, write_labels
 from diffslic.datasets.video import Video, write_video
-from PIL import Image
 
 
 def _frames(root, n: int = 12, size: tuple[int, int] = (4, 6), name: str = "frame_{}.png") -> None:

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from diffslic.datasets import io as files
 from PIL import Image
+
+from diffslic.datasets import io as files
 
 
 def _levels(rows: int, columns: int, channels: int = 3) -> np.ndarray:
@@ -314,7 +315,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_leftovers_of_dead_writers_go_and_living_ones_stay(tmp_path):
     path = tmp_path / "a.txt"
-    killed = ("import os, signal, sys; from diffslic.datasets.io import written_whole\n"
+    killed = ("import os, signal, sys; from diffslic.files import written_whole\n"
               "with written_whole(sys.argv[1]) as t:\n    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)")
     subprocess.run([sys.executable, "-c", killed, str(path)], check=False)
     (dead,) = tmp_path.iterdir()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from diffslic import datasets
 from diffslic.datasets.io import write_image
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from diffslic import datasets, geometry
 from diffslic.datasets import tartanair
 from diffslic.datasets.io import read_flow, read_image, write_image, write_npy

@@ -1,6 +1,7 @@
 """RAFT: reference figures of both variants, the parts against plain loops, and sizes that break other ports."""
 
 import json
+import math
 import zlib
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from diffslic.flow import RAFT, RAFTConfig, sequence_loss
-from diffslic.flow.raft import convex_upsample, correlation_pyramid, lookup, own_keys
+from diffslic.flow.raft import convex_upsample, correlation_pyramid, lookup
+from diffslic.flow.released import own_keys
 
 PARAMETERS = {"small": 990_162, "large": 5_257_536}
 
@@ -112,7 +114,7 @@ def test_lookup_against_a_plain_loop():
 
 def bilinear(image, x, y):
     total = 0.0
-    left, top = int(np.floor(x)), int(np.floor(y))
+    left, top = math.floor(x), math.floor(y)
     for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
         if 0 <= row < image.shape[0] and 0 <= column < image.shape[1]:
             total += float(image[row, column]) * (1 - abs(float(x) - column)) * (1 - abs(float(y) - row))
@@ -125,7 +127,8 @@ def test_convex_upsampling_keeps_constants_and_repeats_chosen_neighbours():
     mask = torch.zeros(1, 9, 8, 8, 3, 4)
     mask[:, 4] = 50  # all weight on the middle of the nine
     assert torch.allclose(convex_upsample(constant, mask.flatten(1, 3))[..., 8:-8, 8:-8], torch.ones(1))
-    assert torch.allclose(convex_upsample(flow, mask.flatten(1, 3)), flow.repeat_interleave(8, 2).repeat_interleave(8, 3))
+    blocks = flow.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert torch.allclose(convex_upsample(flow, mask.flatten(1, 3)), blocks)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 9), (8, 8), (17, 130), (64, 33)])

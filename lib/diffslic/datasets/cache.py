@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from diffslic.datasets.clip import KINDS, Clip
-from diffslic.datasets.io import written_whole
+from diffslic.files import written_whole
 
 FLOW_UNIT = 64      # levels per pixel
 FLOW_LIMIT = 32767  # levels: 511.98 px

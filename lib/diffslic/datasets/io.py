@@ -3,9 +3,7 @@
 Every reader names the file in its error, every writer writes the whole file or nothing.
 """
 
-import os
 import re
-import socket
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,6 +15,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
+
+from diffslic.files import written_whole
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".webp", ".bmp", ".tif", ".tiff")
 CAMERA_FORMATS = ("JPEG", "MPO")  # what says how the camera was held; a png may say so after its pixels, too late
@@ -32,47 +32,7 @@ class FlowField(NamedTuple):
     valid: Tensor   # (H, W) bool: the flow is known here
 
 
-# ---------------------------------------------------------------- writing whole files
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place when the block ends without an error.
-
-    A writer that is killed leaves its temporary file behind; the next one that writes the same path removes it.
-    The name carries the host and the process, so that a writer still at work is left alone.
-
-    Raises:
-        OSError: the folder cannot be made or written; names the file.
-    """
-    path = Path(path)
-    host = re.sub(r"[^\w-]", "_", socket.gethostname())
-    temporary = path.with_name(f".{path.stem}.{host}.{os.getpid()}.part{path.suffix}")
-    leftover = re.compile(rf"\.{re.escape(path.stem)}\.{re.escape(host)}\.(\d+)\.part{re.escape(path.suffix)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for other in path.parent.iterdir():
-            match = leftover.fullmatch(other.name)
-            if match and not _process_lives(int(match[1])):
-                other.unlink(missing_ok=True)
-        temporary.touch()  # a folder that cannot be written shows here, before the work
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path} ({error.strerror})") from error
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _process_lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it lives and belongs to somebody else
-        return True
-    return True
+# ---------------------------------------------------------------- reading files
 
 
 def _bytes(path: str | Path) -> bytes:

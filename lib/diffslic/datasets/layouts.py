@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
+from diffslic.files import written_whole
 from diffslic.geometry import matrix_to_quaternion, pose_to_ned
 
 
@@ -70,5 +71,5 @@ def _pose_line(camera_to_world: Tensor) -> str:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    with io.written_whole(path) as temporary:
+    with written_whole(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines))

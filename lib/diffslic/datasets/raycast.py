@@ -183,15 +183,18 @@ def paint(painter: Painter, xy: Tensor, hits: Hits, seen: Surface, frames: Tenso
     count = int(edges.flatten(1).sum(1).max())
     if count == 0:
         return image.movedim(-1, 1)
-    # The same number of edge pixels for every frame of the batch: shorter lists repeat whatever pixels come next.
-    places = edges.flatten(1).byte().argsort(dim=1, descending=True, stable=True)[:, :count]
+    # The same number of pixels for every frame of the batch: shorter lists are filled up with pixels that stay as
+    # they are, so that a frame does not depend on its company.
+    is_edge, places = edges.flatten(1).byte().sort(dim=1, descending=True, stable=True)
+    is_edge, places = is_edge[:, :count, None].bool(), places[:, :count]
     centres = xy.flatten(2).gather(2, places[:, None].expand(-1, 2, -1))
     offsets = torch.tensor(EDGE_RAYS, device=xy.device, dtype=xy.dtype).T
     fine = (centres[:, :, None] + offsets[:, :, None]).flatten(2)[:, :, None]  # (B, 2, 1, 4 * count)
     fine_hits = cast(world, fine, frames)
     colors = painter.colors(fine_hits, surface(world, fine, fine_hits, frames), frames)
     means = colors.reshape(len(frames), len(EDGE_RAYS), count, 3).mean(1)
-    image.flatten(1, 2).scatter_(1, places[..., None].expand(-1, -1, 3), means)
+    pixels, channels = image.flatten(1, 2), places[..., None].expand(-1, -1, 3)
+    pixels.scatter_(1, channels, torch.where(is_edge, means, pixels.gather(1, channels)))
     return image.movedim(-1, 1)
 
 

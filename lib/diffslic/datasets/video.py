@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffslic.datasets.io import written_whole
+from diffslic.files import written_whole
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
 # Without it the decoder repeats and drops frames until a variable frame rate (phones) looks constant.

@@ -2,9 +2,9 @@
 
 from diffslic.flow.consistency import motion_boundaries as motion_boundaries
 from diffslic.flow.consistency import occlusion as occlusion
+from diffslic.flow.losses import matching_loss as matching_loss
+from diffslic.flow.losses import sequence_loss as sequence_loss
 from diffslic.flow.raft import RAFT as RAFT
 from diffslic.flow.raft import RAFTConfig as RAFTConfig
-from diffslic.flow.raft import matching_loss as matching_loss
-from diffslic.flow.raft import sequence_loss as sequence_loss
 
 __all__ = ["RAFT", "RAFTConfig", "matching_loss", "motion_boundaries", "occlusion", "sequence_loss"]

@@ -7,8 +7,7 @@ present flow and corrects it, again and again. Everything happens at an eighth o
 The names of the layers are the paper's own (fnet, cnet, update_block), so that released weights load as they are.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffslic import geometry, training
+from diffslic.flow.released import own_keys
 
 STRIDE = 8  # the side of an image cell that one feature describes, in pixels
 
@@ -137,7 +137,7 @@ class RAFT(nn.Module):
         batch, _, height, width = features1.shape
         grid = geometry.pixel_grid(height, width, image1.device, features1.dtype)
         flow = torch.zeros_like(grid).expand(batch, -1, -1, -1) if initial is None \
-            else geometry.resize_flow(geometry.pad_to_multiple(initial, STRIDE)[0], (height, width))
+            else geometry.resize_flow(_pad(initial), (height, width))
         for _ in range(n_iters):
             flow = flow.detach()  # gradients pass through the corrections only, as in the paper
             similarity = lookup(pyramid, grid + flow, self.config.radius)
@@ -167,8 +167,8 @@ class RAFT(nn.Module):
             model = cls(RAFTConfig(variant))
             model.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{name_or_path} does not hold the weights of a RAFT: {str(error).splitlines()[-1].strip()}"
-                             ) from error
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{name_or_path} does not hold the weights of a RAFT: {reason}") from error
         return model.to(device).eval()
 
     def save(self, path: str | Path) -> None:
@@ -406,81 +406,16 @@ def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
     return fine.permute(0, 1, 4, 2, 5, 3).reshape(batch, 2, STRIDE * height, STRIDE * width)
 
 
-# ---------------------------------------------------------------- loss, weights of others, guards
-
-
-def sequence_loss(predictions: list[Tensor], truth: Tensor, valid: Tensor, gamma: float = 0.8) -> Tensor:
-    """L1 distance of every correction to the truth, later ones counting more (equation 7).
-
-    Args:
-        predictions: flows (B, 2, H, W), first to last. truth: (B, 2, H, W). valid: (B, H, W) bool.
-
-    Returns:
-        (B,) loss in pixels, averaged over the valid pixels.
-    """
-    count = valid.flatten(1).sum(1).clamp(min=1)
-    loss = truth.new_zeros(len(truth))
-    for age, prediction in enumerate(reversed(predictions)):
-        distance = ((prediction - truth).abs().sum(1) * valid).flatten(1).sum(1)
-        loss = loss + gamma ** age * distance / count
-    return loss
-
-
-def matching_loss(similarity: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of "which cell of the second image is this?": it teaches the features directly.
-
-    Not in the paper, whose features learn through the recurrent unit alone; with few training steps they then stay
-    too vague to be matched. The softmax runs over all cells of the second image, the target is the bilinear mixture
-    of the four cells around the true position.
-
-    Args:
-        similarity: (B, h * w, h, w) of :class:`Predictions`. truth: (B, 2, H, W) in pixels. valid: (B, H, W) bool.
-
-    Returns:
-        (B,) nats, averaged over the cells that are valid and move to a place inside the frame.
-    """
-    batch, _, height, width = similarity.shape
-    # A cell's receptive field is centred on the pixel at eight times its position.
-    flow, valid = truth[..., ::STRIDE, ::STRIDE] / STRIDE, valid[:, ::STRIDE, ::STRIDE]
-    target = geometry.pixel_grid(height, width, flow.device, flow.dtype) + flow
-    valid = (valid & geometry.lands_inside(flow)).flatten(1)
-    logarithms = similarity.flatten(2).log_softmax(-1).reshape(-1, 1, height, width)
-    found = geometry.sample(logarithms, target.flatten(2).transpose(1, 2).reshape(-1, 2, 1, 1), padding="border")
-    return -(found.reshape(batch, -1) * valid).sum(1) / valid.sum(1).clamp(min=1)
-
-
-# torchvision's names to the paper's, applied in this order.
-_TORCHVISION = (
-    (r"^feature_encoder\.", "fnet."), (r"^context_encoder\.", "cnet."),
-    (r"^(.net)\.convnormrelu\.0", r"\1.conv1"), (r"^(.net)\.convnormrelu\.1", r"\1.norm1"),
-    (r"convnormrelu(\d)\.0", r"conv\1"), (r"convnormrelu(\d)\.1", r"norm\1"), (r"^(.net)\.conv\.", r"\1.conv2."),
-    (r"motion_encoder\.convcorr(\d)\.0", r"encoder.convc\1"), (r"motion_encoder\.convflow(\d)\.0", r"encoder.convf\1"),
-    (r"motion_encoder\.conv\.0", "encoder.conv"), (r"recurrent_block\.convgru(\d)\.conv(.)", r"gru.conv\2\1"),
-    (r"^mask_predictor\.convrelu\.0", "update_block.mask.0"), (r"^mask_predictor\.conv\.", "update_block.mask.2."),
-)
-
-
-def own_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a state dict of princeton-vl (also from DataParallel) or torchvision to this module's names."""
-    renamed = {}
-    for key, value in state.items():
-        key = key.removeprefix("module.")
-        if any(name.startswith("feature_encoder.") for name in state):
-            for pattern, replacement in _TORCHVISION:
-                key = re.sub(pattern, replacement, key)
-            if "mask_predictor.conv.weight" not in state:  # the small network has one unnumbered recurrent unit
-                key = re.sub(r"gru\.conv(.)1", r"gru.conv\1", key)
-        renamed[key] = value
-    # In princeton-vl's files the norm of a strided block's shortcut stands twice, under a third or fourth norm too.
-    for key in list(renamed):
-        shortcut = re.sub(r"\.norm[34]\.", ".downsample.1.", key)
-        if shortcut != key and shortcut in renamed:
-            del renamed[key]
-    return renamed
+# ---------------------------------------------------------------- parts
 
 
 def _normalise(image: Tensor) -> Tensor:
-    return geometry.pad_to_multiple(2 * image - 1, STRIDE)[0]
+    return _pad(2 * image - 1)
+
+
+def _pad(image: Tensor) -> Tensor:
+    # Two cells a side at least: instance norm has nothing to divide by on a single one.
+    return geometry.pad_to_multiple(image, STRIDE, at_least=2 * STRIDE)[0]
 
 
 def _check_pair(image1: Tensor, image2: Tensor) -> None:

@@ -63,9 +63,10 @@ class Pairs:
 
 
 def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, batch_size: int = 4, n_iters: int = 6,
-          learning_rate: float = 4e-4, matching_weight: float = 1.0, n_scenes: int = 160, n_frames: int = 8, validate_every: int = 500, seed: int = 1,
-          device: str = "auto", devices: int = 1, precision: str = "32-true", workers: int = 1,
-          resume: bool = True, loggers: Sequence[Any] = (), progress: bool = True) -> training.FitResult:
+          learning_rate: float = 4e-4, matching_weight: float = 1.0, n_scenes: int = 160, n_frames: int = 8,
+          validate_every: int = 500, seed: int = 1, device: str = "auto", devices: int = 1,
+          precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
+          progress: bool = True) -> training.FitResult:
     """Train RAFT on scenes; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
 
     Args:
@@ -97,7 +98,7 @@ def validation_clips(n_clips: int = 8) -> list[Clip]:
 
 
 def evaluate(model: RAFT, clips: Sequence[Clip], n_iters: int = 12) -> dict[str, float]:
-    """Mean over all pairs of the clips: epe in pixels, shares px1 and px3, fl_all; and epe where nothing is occluded."""
+    """Means over all pairs of the clips: epe in pixels, shares px1, px3 and fl_all; epe_visible skips what is hidden."""
     device = next(model.parameters()).device
     rows = []
     for clip in clips:

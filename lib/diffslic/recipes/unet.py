@@ -147,12 +147,12 @@ def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, 
         if root is None:
             raise ValueError("davis2016 needs root=..., its folder on disk (see data/README.md)")
         sequences = datasets.open("davis2016", root=root, split="dev_train", resolution=resolution)
-        clips = [sequences[i::6] for i in range(6)]
-        clips = [sum(clips[:5], []), clips[5]]
+        clips = [[clip for i, clip in enumerate(sequences) if i % 6 != 5], sequences[5::6]]
     else:
         raise ValueError(f"the U-Net is trained on scenes or davis2016, got {dataset!r}")
     flow_net, ssn_net = RAFT.from_pretrained(raft, device), SSN.from_pretrained(ssn, device)
     folder = Path(cache) / dataset / (resolution if dataset != "scenes" else f"{size[0]}x{size[1]}")
-    parts = [pipeline.precompute_superpixels(pipeline.precompute_flow(part, flow_net, folder / "flow", progress=progress),
-                                             ssn_net, folder / "superpixels", progress=progress) for part in clips]
-    return parts[0], parts[1]
+    clips = [pipeline.precompute_flow(part, flow_net, folder / "flow", progress=progress) for part in clips]
+    clips = [pipeline.precompute_superpixels(part, ssn_net, folder / "superpixels", progress=progress)
+             for part in clips]
+    return clips[0], clips[1]

@@ -1,0 +1,48 @@
+"""Writing files whole or not at all: the one way in which anything of this package reaches the disk."""
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` that takes its place when the block ends without an error.
+
+    A writer that is killed leaves its temporary file behind; the next one that writes the same path removes it.
+    The name carries the host and the process, so that a writer still at work is left alone.
+
+    Raises:
+        OSError: the folder cannot be made or written; names the file.
+    """
+    path = Path(path)
+    host = re.sub(r"[^\w-]", "_", socket.gethostname())
+    temporary = path.with_name(f".{path.stem}.{host}.{os.getpid()}.part{path.suffix}")
+    leftover = re.compile(rf"\.{re.escape(path.stem)}\.{re.escape(host)}\.(\d+)\.part{re.escape(path.suffix)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.iterdir():
+            match = leftover.fullmatch(other.name)
+            if match and not _process_lives(int(match[1])):
+                other.unlink(missing_ok=True)
+        temporary.touch()  # a folder that cannot be written shows here, before the work
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path} ({error.strerror})") from error
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _process_lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives and belongs to somebody else
+        return True
+    return True
