@@ -19,9 +19,10 @@ from diffslic.datasets.clip import Clip
 from diffslic.datasets.folder import image_files
 from diffslic.datasets.video import write_video
 from diffslic.files import written_whole
-from diffslic.flow import RAFT
+from diffslic.flow import RAFT, tvl1
 from diffslic.segmentation import UNet, camera_motion
 from diffslic.superpixels import SSN
+from diffslic.training import device_of
 
 INPUTS = ("flow", "superpixels", "image")
 N_SPIXELS = 400  # superpixels per frame whose features the U-Net sees
@@ -105,10 +106,18 @@ def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_ite
     return _precompute(clips, Path(folder), settings, fields, "flow", progress)
 
 
+def precompute_tvl1(clips: Sequence[Clip], folder: str | Path, progress: bool = True) -> list[Clip]:
+    """Keep TV-L1 flow of clips, as :func:`precompute_flow` keeps RAFT's: the opponent's input."""
+    def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
+        return {"flow": tvl1(clip.frame(t) for t in range(len(clip)))}
+
+    return _precompute(clips, Path(folder), {"flow": "tvl1"}, fields, "TV-L1 flow", progress)
+
+
 def precompute_superpixels(clips: Sequence[Clip], ssn: SSN, folder: str | Path, n_spixels: int = N_SPIXELS,
                            progress: bool = True) -> list[Clip]:
     """Keep the superpixels of clips and their features, as :func:`precompute_flow` keeps the flow."""
-    device = _device(ssn)
+    device = device_of(ssn)
 
     def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
         found = (find_superpixels(ssn, clip.frame(t).to(device), n_spixels) for t in range(len(clip)))
@@ -153,7 +162,7 @@ def predict(unet: UNet, clip: Clip, progress: bool = False) -> np.ndarray:
         (T, H, W) uint8: 1 where something moves by itself. No flow leaves the last frame: its mask repeats the one
         before (the DAVIS protocol leaves that frame out).
     """
-    device = _device(unet)
+    device = device_of(unet)
     masks = np.zeros((len(clip), *clip.size), dtype=np.uint8)
     for t in tqdm(clip.frames_with("flow"), desc=clip.name, unit="frame", disable=not progress):
         masks[t] = _mask(unet, clip_input(clip, t, unet.config.inputs).to(device), clip.size)
@@ -193,8 +202,7 @@ class Segmentation:
 
     def _overlays(self) -> Iterator[Tensor]:
         for t, mask in enumerate(self.masks):
-            picture = viz.overlay(self.clip.frame(t).permute(1, 2, 0).numpy(), mask)
-            yield torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+            yield torch.from_numpy(viz.overlay(self.clip.frame(t), mask)).permute(2, 0, 1).float() / 255
 
 
 def segment(source: str | Path | Clip, weights: str | Path = "motion", raft: str | Path = "small",
@@ -242,10 +250,6 @@ def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int) -> Ite
 def _mask(unet: UNet, channels: Tensor, size: tuple[int, int]) -> np.ndarray:
     logits = geometry.resize(unet(channels[None]), size)
     return (logits[0, 0] > 0).byte().cpu().numpy()
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(iter(model.state_dict().values())).device
 
 
 # ---------------------------------------------------------------- scores of masks on disk

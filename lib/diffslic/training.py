@@ -123,7 +123,8 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
     wrapped, optimizer = fabric.setup(model, optimizer)
     for method in forward_methods:
         wrapped.mark_forward_method(method)
-    loader = DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=False,
+    # The loader draws from a generator of its own: the global one then stands, after a resume, where it stood before.
+    loader = DataLoader(batches, batch_size=None, num_workers=workers, generator=torch.Generator(),
                         sampler=_From(state["step"] * fabric.world_size + fabric.global_rank,
                                       schedule.steps * fabric.world_size, fabric.world_size))
     bar = tqdm(total=schedule.steps, initial=state["step"], disable=not (progress and fabric.is_global_zero),
@@ -154,13 +155,19 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
                 with torch.no_grad():
                     figures |= validate(model)
                 model.train()
-                bar.write(f"step {state['step']}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+                if progress:
+                    bar.write(f"step {state['step']}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
                 _keep(state, figures, model, optimizer, schedule, out_dir, monitor, higher_is_better)
                 fabric.log_dict(figures, step=state["step"])
             fabric.barrier()
     bar.close()
     return FitResult(pd.DataFrame(state["history"]), state["best_step"], state["seconds"],
                      out_dir / "best.safetensors")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network's weights are; the CPU where it has none."""
+    return next(iter(model.state_dict().values()), torch.empty(0)).device
 
 
 def open_logger(name: str, folder: str | Path) -> Any:

@@ -98,8 +98,8 @@ def validation_clips(n_clips: int = 8) -> list[Clip]:
 
 
 def evaluate(model: RAFT, clips: Sequence[Clip], n_iters: int = 12) -> dict[str, float]:
-    """Means over all pairs of the clips: epe in pixels, shares px1, px3 and fl_all; epe_visible skips what is hidden."""
-    device = next(model.parameters()).device
+    """Means over all pairs of the clips: epe in pixels, shares px1, px3, fl_all; epe_visible skips what is hidden."""
+    device = training.device_of(model)
     rows = []
     for clip in clips:
         frames = [clip.frame(t).to(device) for t in range(len(clip))]

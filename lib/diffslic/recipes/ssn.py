@@ -91,7 +91,7 @@ def validation_clips(n_clips: int = 16) -> list[Clip]:
 
 def evaluate(model: SSN, clips: Sequence[Clip], n_spixels: int = 200) -> dict[str, float]:
     """Means over the first frames of the clips: asa, br, ue, co and the achieved count of connected superpixels."""
-    device = next(iter(model.state_dict().values()), torch.zeros(0)).device
+    device = training.device_of(model)
     rows = []
     for clip in clips:
         labels = model.segment(clip.frame(0)[None].to(device), n_spixels)[0]

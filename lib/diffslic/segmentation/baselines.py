@@ -22,17 +22,20 @@ def flow_magnitude_mask(flow: Tensor) -> Tensor:
     return _otsu(flow.norm(dim=1))
 
 
-def camera_residual_mask(flow: Tensor) -> Tensor:
-    """Pixels that do not move with the camera: the length of what a robustly fitted quadratic motion leaves of the flow
-    (:func:`diffslic.segmentation.coherence.camera_motion`), thresholded by Otsu's method.
+def camera_residual_mask(flow: Tensor, model: str = "quadratic") -> Tensor:
+    """Pixels that do not move with the camera.
+
+    The camera's motion is a robustly fitted polynomial (:func:`diffslic.segmentation.coherence.camera_motion`); the
+    length of what it leaves of the flow is thresholded by Otsu's method.
 
     Args:
         flow: (B, 2, H, W) in pixels, finite.
+        model: of the camera's motion, "affine" or "quadratic".
 
     Returns:
         (B, H, W) bool; empty where everything moves with the camera.
     """
-    return _otsu((flow - camera_motion(flow)).norm(dim=1))
+    return _otsu((flow - camera_motion(flow, model)).norm(dim=1))
 
 
 def _otsu(length: Tensor) -> Tensor:

@@ -1,0 +1,129 @@
+"""Recipes: batches that hang together, clips split by sequence, and a few steps of each training."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffslic import datasets, geometry, pipeline
+from diffslic.flow import RAFT
+from diffslic.recipes import augment, raft, ssn, unet
+from diffslic.segmentation import UNet
+from diffslic.superpixels import SSN, SSNConfig
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Three small scenes with the flow and superpixels of untrained networks."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("cache")
+    drawn = datasets.open("scenes", preset="lab", n_clips=3, n_frames=3, size=SIZE)
+    drawn = pipeline.precompute_flow(drawn, RAFT().eval(), folder / "flow", n_iters=1, progress=False)
+    return pipeline.precompute_superpixels(drawn, SSN(SSNConfig("pix")).eval(), folder / "spixels", 24, progress=False)
+
+
+def test_pairs_stay_pairs_after_augmentation(monkeypatch):
+    monkeypatch.setattr(augment, "jitter_colors", lambda images, rng: images)
+    batch = raft.Pairs(n_scenes=2, n_frames=2, batch_size=4, seed=3)(0)
+    assert batch["image1"].shape == (4, 3, *raft.CROP)
+    warped = geometry.warp(batch["image2"], batch["flow"], padding="border")
+    seen = geometry.lands_inside(batch["flow"]) & batch["valid"]
+    after = (warped - batch["image1"]).abs().mean(1)[seen].mean()
+    before = (batch["image2"] - batch["image1"]).abs().mean(1)[seen].mean()
+    assert after < 0.6 * before
+
+
+@pytest.mark.parametrize("make", [lambda: raft.Pairs(2, 2, 2, 3), lambda: ssn.Frames(2, 2, 3)])
+def test_a_batch_depends_on_its_number_alone(make):
+    first, second = make(), make()
+    second(4)
+    for key, value in first(7).items():
+        assert torch.equal(value, second(7)[key])
+    assert not all(torch.equal(a, b) for a, b in zip(first(7).values(), first(8).values()))
+
+
+@pytest.mark.parametrize("horizontal", [False, True])
+@pytest.mark.parametrize("vertical", [False, True])
+def test_mirrored_frames_have_the_mirrored_flow(horizontal, vertical):
+    clip = datasets.open("scenes", preset="street", n_clips=1, n_frames=2, size=SIZE)[0]
+    flow = augment.flip_flow(clip.flow(0), horizontal, vertical)[None]
+    first, second = (augment.flip_image(clip.frame(t), horizontal, vertical)[None] for t in (0, 1))
+    seen = ~augment.flip_image(clip.occlusion(0), horizontal, vertical)[None]
+    error = (geometry.warp(second, flow, padding="border") - first).abs().mean(1)
+    assert error[seen].mean() < 0.5 * (second - first).abs().mean(1)[seen].mean()
+
+
+def test_crops_lie_inside_and_colours_change_alike():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        rows, columns = augment.crop_window((50, 40), (30, 60), rng)
+        assert 0 <= rows.start and rows.stop <= 50 and rows.stop - rows.start == 30
+        assert (columns.start, columns.stop) == (0, 40)
+    same = torch.rand(1, 3, 20, 20).expand(2, -1, -1, -1)
+    one, two = augment.jitter_colors(same, np.random.default_rng(1))
+    assert (one - two).abs().mean() < 0.05  # noise only
+    assert (one - same[0]).abs().mean() > 0.01
+
+
+def test_segments_are_numbered_within_the_crop():
+    batch = ssn.Frames(2, 3, 1)(0)
+    assert batch["image"].shape == (3, 3, *ssn.CROP)
+    for segments in batch["segments"]:
+        assert torch.equal(segments.unique(), torch.arange(int(segments.max()) + 1))
+
+
+def test_samples_cover_every_frame_once_an_epoch_and_keep_inputs_and_mask_together(clips):
+    samples = unet.Samples(clips, ["flow", "superpixels", "image"], batch_size=3, seed=0)
+    assert len(samples.frames) == 6
+    seen = []
+    samples._read, read = lambda *frame: seen.append(frame) or read(*frame), samples._read
+    batches = [samples(0), samples(1)]
+    assert sorted(seen) == sorted(samples.frames)
+    assert batches[0]["input"].shape == (3, 4 + 3 + 3, *SIZE)  # pixel superpixels hold Lab alone
+    assert batches[0]["labels"].shape == (3, *SIZE)
+    assert set(torch.cat([batch["labels"] for batch in batches]).unique().tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize("inputs", [["flow"], ["superpixels"], ["flow", "superpixels", "image"]])
+def test_a_few_steps_of_the_unet(clips, tmp_path, inputs):
+    fit = unet.train(tmp_path, clips[:2], clips[2:], inputs=inputs, steps=2, batch_size=2, widths=(4, 8), workers=0,
+                     device="cpu", progress=False)
+    net = UNet.from_pretrained(fit.weights)
+    assert net.config.inputs == tuple(inputs)
+    assert set(fit.history.columns) >= {"step", "loss", "j", "f"}
+    masks = pipeline.predict(net, clips[2])
+    assert unet.score(masks, clips[2])["J-Mean"] == pytest.approx(fit.history["j"].max())
+
+
+def test_starting_from_weights_keeps_their_shape(clips, tmp_path):
+    first = unet.train(tmp_path / "a", clips[:2], clips[2:], inputs=["flow"], steps=1, widths=(4, 8), workers=0,
+                       device="cpu", progress=False)
+    second = unet.train(tmp_path / "b", clips[:2], clips[2:], start=first.weights, steps=1, workers=0, device="cpu",
+                        progress=False)
+    assert UNet.from_pretrained(second.weights).config == UNet.from_pretrained(first.weights).config
+
+
+def test_a_clip_on_both_sides_of_the_split_is_refused(clips, tmp_path):
+    with pytest.raises(ValueError, match="'lab-00001' is both trained on and validated on"):
+        unet.train(tmp_path, clips[:2], clips[1:])
+
+
+def test_prepare(tmp_path):
+    with pytest.raises(ValueError, match="scenes or davis2016, got 'kitti'"):
+        unet.prepare("kitti", tmp_path)
+    with pytest.raises(ValueError, match="davis2016 needs root"):
+        unet.prepare("davis2016", tmp_path)
+
+
+def test_a_few_steps_of_raft_and_ssn(tmp_path, monkeypatch):
+    monkeypatch.setattr(raft, "validation_clips", lambda: datasets.open("scenes", n_clips=1, n_frames=2, size=SIZE))
+    monkeypatch.setattr(ssn, "validation_clips", lambda: datasets.open("scenes", n_clips=1, n_frames=2, size=SIZE))
+    fit = raft.train(tmp_path / "raft", steps=2, n_scenes=1, n_frames=2, batch_size=1, n_iters=2, workers=0,
+                     device="cpu", progress=False)
+    assert RAFT.from_pretrained(fit.weights).config.variant == "small"
+    assert np.isfinite(fit.history["epe"]).all()
+    fit = ssn.train(tmp_path / "ssn", steps=2, n_scenes=1, batch_size=1, width=4, workers=0, device="cpu",
+                    progress=False)
+    assert SSN.from_pretrained(fit.weights).config.width == 4
+    assert 0.5 < fit.history["asa"].max() <= 1

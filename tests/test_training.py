@@ -1,0 +1,174 @@
+"""The training loop: an exact resume, files that are whole, and weights that load without running code."""
+
+import pickle
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from diffslic import training
+
+
+class Line(nn.Module):
+    """y = a x + b, with dropout, so that a resume must also restore the random state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line, self.drop = nn.Linear(1, 1), nn.Dropout(0.2)
+
+    def forward(self, x):
+        return self.line(self.drop(x))
+
+    def save(self, path):
+        training.save_weights(path, self.state_dict(), {"kind": "line"})
+
+
+def make(number):
+    x = torch.randn(8, 1, generator=torch.Generator().manual_seed(number))
+    return {"x": x, "y": 3 * x - 1}
+
+
+def run(folder, steps=12, stop_at=None, **options):
+    torch.manual_seed(5)
+    model = Line()
+
+    def loss(network, batch):
+        if stop_at is not None and batch["x"][0] == make(stop_at)["x"][0]:
+            raise KeyboardInterrupt
+        return (network(batch["x"]) - batch["y"]).square().mean(1)
+
+    def validate(network):
+        x = torch.linspace(-1, 1, 9)[:, None]
+        return {"error": (network(x) - (3 * x - 1)).abs().mean().item()}
+
+    schedule = options.pop("schedule", training.Schedule(steps, 0.1, validate_every=4))
+    fit = training.fit(model, training.Batches(make), loss, validate, schedule, folder, monitor="error",
+                       higher_is_better=False, device="cpu", progress=False, **options)
+    return model, fit
+
+
+def test_a_stopped_run_ends_as_an_unbroken_one(tmp_path):
+    whole, fit = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", stop_at=6)
+    assert len(pd.read_csv(tmp_path / "broken" / "metrics.csv")) == 1
+    resumed, fit_resumed = run(tmp_path / "broken")
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+    columns = ["step", "loss", "rate", "error"]
+    first, second = (pd.read_csv(tmp_path / name / "metrics.csv")[columns] for name in ("whole", "broken"))
+    pd.testing.assert_frame_equal(first, second)
+    assert fit.best_step == fit_resumed.best_step
+
+
+def test_it_learns_keeps_the_best_and_leaves_no_other_file(tmp_path):
+    _, fit = run(tmp_path, steps=60)
+    history = fit.history
+    assert history["error"].min() < 0.3 * history["error"].iloc[0]
+    assert fit.best_step == history.loc[history["error"].idxmin(), "step"]
+    assert training.load_weights("line", fit.weights).config == {"kind": "line"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "last.ckpt", "metrics.csv"]
+
+
+def test_worker_processes_change_nothing(tmp_path):
+    alone, _ = run(tmp_path / "a")
+    helped, _ = run(tmp_path / "b", workers=2)
+    assert all(torch.equal(a, b) for a, b in zip(alone.state_dict().values(), helped.state_dict().values()))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    _, fit = run(tmp_path)
+    _, again = run(tmp_path)
+    pd.testing.assert_frame_equal(fit.history, again.history)
+
+
+def test_without_resume_it_starts_anew(tmp_path):
+    run(tmp_path)
+    _, fit = run(tmp_path, steps=4, resume=False)
+    assert list(fit.history["step"]) == [4]
+
+
+def test_another_schedule_or_model_does_not_resume(tmp_path):
+    run(tmp_path)
+    with pytest.raises(ValueError, match=r"last.ckpt belongs to a run with another schedule"):
+        run(tmp_path, steps=13)
+    (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"last.ckpt is not a whole checkpoint"):
+        run(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(ValueError, match=r"the loss became nan at step 1"):
+        training.fit(Line(), training.Batches(make), lambda network, batch: network(batch["x"]).sum(1) * float("nan"),
+                     lambda network: {"error": 0.0}, training.Schedule(2, 0.1), tmp_path, monitor="error",
+                     higher_is_better=False, device="cpu", progress=False)
+
+
+def test_the_rate_rises_then_falls():
+    schedule = training.Schedule(100, 0.5, warmup=0.1)
+    rates = [schedule.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.05)
+    assert max(rates) == pytest.approx(0.5)
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[-1] < 0.01
+    with pytest.raises(ValueError, match="steps >= 1"):
+        training.Schedule(0, 0.1)
+
+
+def test_weights_round_trip(tmp_path):
+    state = {"a": torch.randn(3, 2), "b": torch.arange(4)}
+    training.save_weights(tmp_path / "new" / "x.safetensors", state, {"width": 3, "names": ["u", "v"]})
+    weights = training.load_weights("any", tmp_path / "new" / "x.safetensors")
+    assert weights.config == {"width": 3, "names": ["u", "v"]}
+    assert all(torch.equal(weights.state[key], value) for key, value in state.items())
+
+
+def test_a_plain_pth_loads_and_one_with_code_does_not(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "plain.pth")
+    assert torch.equal(training.load_weights("any", tmp_path / "plain.pth").state["a"], torch.ones(2))
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"a": Evil()}))
+    with pytest.raises(ValueError, match=r"evil.pth is not a plain state dict"):
+        training.load_weights("any", tmp_path / "evil.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_bad_weights_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights file .*gone.safetensors"):
+        training.load_weights("raft", tmp_path / "gone.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no raft weights named 'huge': shipped are \['small'\]"):
+        training.load_weights("raft", "huge")
+    save_file({"a": torch.ones(100)}, tmp_path / "short.safetensors")
+    (tmp_path / "short.safetensors").write_bytes((tmp_path / "short.safetensors").read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"short.safetensors is not a whole safetensors file"):
+        training.load_weights("any", tmp_path / "short.safetensors")
+    torch.save([torch.ones(2)], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="must hold a state dict .* got list"):
+        training.load_weights("any", tmp_path / "list.pth")
+
+
+def test_loggers(tmp_path):
+    with pytest.raises(ValueError, match="tensorboard or wandb, got 'comet'"):
+        training.open_logger("comet", tmp_path)
+
+
+class Note:
+    """A logger that remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def log_metrics(self, metrics, step):
+        self.told.append((step, metrics))
+
+
+def test_a_fabric_logger_hears_every_validation(tmp_path):
+    note = Note()
+    run(tmp_path, loggers=[note])
+    assert [step for step, _ in note.told] == [4, 8, 12]
+    assert {"loss", "rate", "error"} <= set(note.told[0][1])
