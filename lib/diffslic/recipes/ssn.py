@@ -13,6 +13,7 @@ from diffslic import metrics, training
 from diffslic.datasets import scenes
 from diffslic.datasets.clip import Clip
 from diffslic.recipes import augment
+from diffslic.recipes.cards import write_card
 from diffslic.superpixels import SSN, SSNConfig, compactness, label_reconstruction
 
 SIZE = (240, 320)  # of the rendered frames
@@ -20,6 +21,10 @@ CROP = (160, 160)
 CROP_SPIXELS = 64  # cells of 20 x 20 pixels, as 200 superpixels have at 240x320
 PRESETS = "lab+street+crowd+static"
 VALIDATION_SEED = 900_000  # scenes from this seed on are never trained on
+CARD = {"what": "Superpixel sampling network (Jampani et al. 2018), trained on procedural scenes only.",
+        "gpu_command": "diffslic train ssn --out runs/ssn --steps 30000 --width 64 --workers 12 --device cuda",
+        "limits": "It knows the textures of scikit-image's photographs on flat and round surfaces; hair, foliage and "
+                  "text are new to it."}
 
 
 class Frames:
@@ -78,10 +83,19 @@ def train(out_dir: str | Path, *, steps: int = 800, batch_size: int = 6, width: 
         return label_reconstruction(soft, batch["segments"]) + compactness_weight * compactness(soft)
 
     validation = validation_clips()
-    return training.fit(model, training.Batches(Frames(n_scenes, batch_size, seed)), loss,
-                        lambda network: evaluate(network, validation), schedule, out_dir, monitor="asa",
-                        higher_is_better=True, device=device, devices=devices, precision=precision, workers=workers,
-                        resume=resume, loggers=loggers, progress=progress)
+    fit = training.fit(model, training.Batches(Frames(n_scenes, batch_size, seed)), loss,
+                       lambda network: evaluate(network, validation), schedule, out_dir, monitor="asa",
+                       higher_is_better=True, device=device, devices=devices, precision=precision, workers=workers,
+                       resume=resume, loggers=loggers, progress=progress)
+    pixels = evaluate(SSN(SSNConfig(features="pix", n_iters=n_iters)).eval(), validation)
+    write_card(out_dir, fit, name=f"SSN, {width} channels wide, trained on scenes", **CARD,
+               data=f"{n_scenes} scenes, two frames each at {SIZE[0]}x{SIZE[1]}, crops of {CROP[0]}x{CROP[1]}, "
+                    f"{batch_size} a step; every face of every object is a segment",
+               validation=f"{len(validation)} other scenes, 200 superpixels, connected; the rows with pixel features "
+                          "are the same clustering without a network",
+               command=f"diffslic train ssn --out {out_dir} --steps {steps} --width {width} --seed {seed}",
+               more={f"{key}, pixel features": pixels[key] for key in ("asa", "br", "count")})
+    return fit
 
 
 def validation_clips(n_clips: int = 16) -> list[Clip]:

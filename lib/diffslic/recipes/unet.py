@@ -13,11 +13,16 @@ from diffslic import datasets, metrics, pipeline, training
 from diffslic.datasets.clip import Clip
 from diffslic.flow import RAFT
 from diffslic.recipes import augment
+from diffslic.recipes.cards import write_card
 from diffslic.segmentation import UNet, UNetConfig, bce_dice
 from diffslic.superpixels import SSN
 
 CROP = (192, 256)
 VOID = 255
+CARD = {"what": "Masks of what moves by itself.",
+        "gpu_command": "diffslic train unet --out runs/unet --n-clips 1000 --steps 20000 --workers 12 --device cuda",
+        "limits": "It sees one flow field at a time: what stands still for a moment is lost for that moment, and near "
+                  "parts of the static world can be taken for moving ones."}
 TRAINING_SEED, VALIDATION_SEED = 30_000, 900_000  # of scenes
 
 
@@ -112,9 +117,15 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return bce_dice(network(batch["input"]), batch["labels"], VOID)
 
-    return training.fit(model, training.Batches(samples), loss, lambda network: evaluate(network, validation), schedule,
-                        out_dir, monitor="j", higher_is_better=True, device=device, devices=devices,
-                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
+    fit = training.fit(model, training.Batches(samples), loss, lambda network: evaluate(network, validation), schedule,
+                       out_dir, monitor="j", higher_is_better=True, device=device, devices=devices,
+                       precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
+    write_card(out_dir, fit, name=f"U-Net on {', '.join(inputs)}", **CARD,
+               data=f"{len(clips)} clips ({clips[0].name} ...), {len(samples.frames)} frames, crops of "
+                    f"{CROP[0]}x{CROP[1]}, {batch_size} a step",
+               validation=f"{len(validation)} other clips ({validation[0].name} ...), DAVIS 2016 protocol",
+               command=f"diffslic train unet --out {out_dir} --inputs {','.join(inputs)} --steps {steps} --seed {seed}")
+    return fit
 
 
 def evaluate(model: UNet, clips: Sequence[Clip]) -> dict[str, float]:

@@ -1,0 +1,68 @@
+"""Model cards: what a network was trained on, how, for how long, on what, and how good it is."""
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from diffslic.files import written_whole
+from diffslic.training import FitResult
+
+CARD = """# {name}
+
+{what}
+
+| | |
+|---|---|
+| data | {data} |
+| validation | {validation} |
+| steps | {steps} (best at {best_step}) |
+| command | `{command}` |
+| seconds | {seconds:.0f} |
+| hardware | {hardware} |
+
+## Figures at the best step
+
+| figure | value |
+|---|---|
+{figures}
+
+## Limits
+
+{limits}
+
+For a longer training on a GPU: `{gpu_command}`
+"""
+
+
+def write_card(folder: str | Path, fit: FitResult, *, name: str, what: str, data: str, validation: str, command: str,
+               gpu_command: str, limits: str, more: Mapping[str, float] | None = None) -> Path:
+    """Write ``card.md`` into the folder of a training run.
+
+    Args:
+        fit: the run's result; the figures of its best step enter the card.
+        name, what: of the network, a title and a sentence or two.
+        data, validation: what it learned from and was weighed on.
+        command, gpu_command: what makes these weights again, and what would make better ones.
+        limits: what it should not be trusted with.
+        more: figures beside those of the validation.
+    """
+    history = fit.history
+    best = history[history["step"] == fit.best_step].iloc[-1].drop(["step", "seconds", "rate"])
+    figures = {**best.to_dict(), **(more or {})}
+    path = Path(folder) / "card.md"
+    with written_whole(path) as temporary:
+        temporary.write_text(CARD.format(
+            name=name, what=what, data=data, validation=validation, steps=int(history["step"].max()),
+            best_step=fit.best_step, command=command, seconds=fit.seconds, hardware=describe_hardware(),
+            figures="\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items()), limits=limits,
+            gpu_command=gpu_command), encoding="utf-8")
+    return path
+
+
+def describe_hardware() -> str:
+    """The processor's kind and number of cores, the GPU if there is one, and torch's version."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores ({platform.machine()}){gpu}, torch {torch.__version__}"

@@ -1,0 +1,158 @@
+"""The commands on small real input, and bad input: one line that names the file, and nothing half-written."""
+
+import json
+
+import pytest
+import torch
+
+from diffslic import cli, datasets, pipeline
+from diffslic.datasets import io
+from diffslic.flow import RAFT
+from diffslic.recipes import ssn
+from diffslic.segmentation import UNet, UNetConfig
+from diffslic.superpixels import SSN, SSNConfig
+
+SIZE = (48, 64)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Options that name small untrained networks."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    RAFT().save(folder / "raft.safetensors")
+    SSN(SSNConfig(width=4)).save(folder / "ssn.safetensors")
+    UNet(UNetConfig(25, widths=(4, 8), inputs=pipeline.INPUTS)).save(folder / "unet.safetensors")
+    return ["--weights", str(folder / "unet.safetensors"), "--raft", str(folder / "raft.safetensors"),
+            "--ssn", str(folder / "ssn.safetensors")]
+
+
+@pytest.fixture
+def frames(tmp_path):
+    clip = datasets.open("scenes", n_clips=1, n_frames=3, size=SIZE)[0]
+    for t in range(3):
+        io.write_image(tmp_path / "frames" / f"{t}.png", clip.frame(t))
+    return tmp_path / "frames"
+
+
+@pytest.fixture
+def davis(tmp_path):
+    assert cli.main(["scenes", str(tmp_path / "davis"), "--n-clips", "2", "--n-frames", "3", "--size", "48", "64"]) == 0
+    return tmp_path / "davis"
+
+
+def fails(capsys, arguments, *words):
+    """The command ends with code 2 and one line on stderr that holds the words."""
+    capsys.readouterr()
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("diffslic: ")
+    for word in words:
+        assert word in line
+
+
+def test_segment(capsys, frames, weights, tmp_path):
+    assert cli.main(["segment", str(frames), "--out", str(tmp_path / "out"), "--json", *weights]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["frames"] == 3
+    assert 0 <= figures["moving"] <= 1
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == 3
+    assert (tmp_path / "out" / "overlay.mp4").stat().st_size > 0
+
+
+def test_precompute_twice(capsys, davis, weights, tmp_path):
+    for command, network in (("flow", weights[3]), ("superpixels", weights[5])):
+        arguments = ["precompute", command, str(davis), "--resolution", "48p", "--out", str(tmp_path / command),
+                     "--weights", network]
+        assert cli.main(arguments) == 0
+        times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / command).iterdir()}
+        assert sorted(times) == ["lab-00000.h5", "lab-00001.h5"]
+        assert cli.main(arguments) == 0
+        assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / command).iterdir()} == times
+
+
+def test_evaluate(capsys, davis, tmp_path):
+    truth = davis / "Annotations" / "48p"
+    assert cli.main(["evaluate", "davis2016", str(truth), str(truth), "--out", str(tmp_path / "s.csv"), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.split("\n", 1)[1])  # after the line of ``scenes``
+    assert figures["J-Mean"] == figures["F-Mean"] == figures["J&F-Mean"] == 1
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 2 * 1
+
+
+def test_scenes_in_both_layouts(davis, tmp_path):
+    assert datasets.check("davis2016", davis) == datasets.check("davis2017", davis) == []
+    assert cli.main(["scenes", str(tmp_path / "t"), "--layout", "tartanair", "--n-clips", "1", "--n-frames", "2",
+                     "--size", "48", "64"]) == 0
+    assert datasets.check("tartanair", tmp_path / "t") == []
+
+
+def test_train_ssn_shows_the_best_state(capsys, tmp_path, monkeypatch):
+    few = datasets.open("scenes", n_clips=1, n_frames=2, size=SIZE)
+    monkeypatch.setattr(ssn, "validation_clips", lambda: few)
+    arguments = ["train", "ssn", "--out", str(tmp_path), "--steps", "1", "--width", "2", "--workers", "0", "--json",
+                 "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["best_step"] == 1
+    assert 0 < figures["asa"] <= 1
+    assert SSN.from_pretrained(figures["weights"]).config.width == 2
+    assert "diffslic train ssn" in (tmp_path / "card.md").read_text()
+
+
+def test_segment_bad_input(capsys, frames, weights, tmp_path):
+    out = tmp_path / "out"
+    fails(capsys, ["segment", tmp_path / "gone", "--out", out, *weights], "gone")
+    (tmp_path / "empty").mkdir()
+    fails(capsys, ["segment", tmp_path / "empty", "--out", out, *weights], "empty", "no")
+    (tmp_path / "film.mp4").write_bytes(b"no film" * 99)
+    fails(capsys, ["segment", tmp_path / "film.mp4", "--out", out, *weights], "film.mp4")
+    fails(capsys, ["segment", frames, "--out", out, "--weights", "none"], "no unet weights named 'none'")
+    content = (frames / "1.png").read_bytes()
+    (frames / "1.png").write_bytes(content[:len(content) // 2])
+    fails(capsys, ["segment", frames, "--out", out, *weights], "1.png")
+    (frames / "1.png").unlink()
+    (frames / "2.png").unlink()
+    fails(capsys, ["segment", frames, "--out", out, *weights], "two")
+    assert not out.exists()
+
+
+def test_segment_where_nothing_can_be_written(capsys, frames, weights, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    fails(capsys, ["segment", frames, "--out", tmp_path / "file" / "out", *weights], "file/out")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_dataset_with_fewer_masks_than_frames(capsys, davis, weights, tmp_path):
+    (davis / "Annotations" / "48p" / "lab-00001" / "00002.png").unlink()
+    told = "lab-00001: 2 masks for 3 frames, the first missing is 00002.png"
+    fails(capsys, ["precompute", "flow", davis, "--resolution", "48p", "--out", tmp_path / "c"], told)
+    assert not (tmp_path / "c").exists()
+    capsys.readouterr()
+    assert cli.main(["data", "check", "davis2016", str(davis)]) == 1
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["precompute", "flow", "x", "--out", "y", "--dataset", "kitti"], ["unknown dataset 'kitti', known are"]),
+    (["data", "check", "kitti", "x"], ["unknown dataset 'kitti', known are"]),
+    (["evaluate", "kitti", "x", "y"], ["dataset must be one of 'davis2016', 'davis2017'"]),
+    (["scenes", "x", "--layout", "kitti"], ["unknown layout 'kitti'"]),
+    (["scenes", "x", "--preset", "beach"], ["unknown preset 'beach'"]),
+    (["train", "raft", "--out", "x", "--logger", "comet"], ["tensorboard or wandb"]),
+    (["train", "raft", "--out", "x", "--steps", "0"], ["steps >= 1"]),
+    (["train", "unet", "--out", "x", "--dataset", "davis2016"], ["davis2016 needs root"]),
+    (["notebooks", "-p", "sede", "3"], ["sede"]),
+    (["notebooks", "--only", "motion"], ["no notebook motion"]),
+])
+def test_words_that_mean_nothing(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, arguments, *words)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_a_mask_of_another_size(capsys, davis, tmp_path):
+    for t in range(3):
+        io.write_labels(tmp_path / "pred" / "lab-00000" / f"{t:05d}.png", torch.ones(48, 60, dtype=torch.int64))
+    fails(capsys, ["evaluate", "davis2016", tmp_path / "pred", davis / "Annotations" / "48p"], "00000.png",
+          "expected 48x64", "got 48x60")
+    assert not (tmp_path / "pred" / "scores.csv").exists()

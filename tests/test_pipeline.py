@@ -1,0 +1,216 @@
+"""The pipeline: from frames to masks, from a cache or straight, and scores of masks on disk."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffslic import datasets, geometry, pipeline
+from diffslic.datasets import io
+from diffslic.flow import RAFT
+from diffslic.segmentation import UNet, UNetConfig
+from diffslic.superpixels import SSN, SSNConfig
+
+SIZE = (64, 96)
+
+
+@pytest.fixture
+def clips():
+    return datasets.open("scenes", preset="lab", n_clips=2, n_frames=3, size=SIZE)
+
+
+@pytest.fixture
+def raft():
+    torch.manual_seed(1)
+    return RAFT().eval()
+
+
+def test_flow_channels_are_the_residual_and_the_whole():
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
+    flow = torch.stack([3 + 0.05 * x, 0.04 * y - 1])  # a camera's motion, exactly
+    flow[:, 20:30, 30:40] += 5
+    residual, whole = pipeline.flow_channels(flow).split(2)
+    outside = torch.ones(48, 64, dtype=torch.bool)
+    outside[20:30, 30:40] = False
+    assert residual[:, outside].abs().max() < 0.05
+    assert residual[:, ~outside].norm(dim=0).min() > 1
+    # The whole flow keeps its direction; its length is counted in its own 95th percentile.
+    assert torch.nn.functional.cosine_similarity(whole, flow, dim=0).min() > 0.999
+    assert 0.5 < whole.norm(dim=0).quantile(0.95) < 1.5
+
+
+def test_a_still_frame_has_small_channels():
+    noise = 0.02 * torch.randn(2, 40, 40)
+    assert pipeline.flow_channels(noise).abs().max() < 0.2
+
+
+def test_superpixel_features_do_not_depend_on_the_place():
+    ssn = SSN(SSNConfig("pix")).eval()
+    frame = torch.zeros(3, 40, 80)
+    frame[0, :, 20:40] = frame[0, :, 60:80] = 0.9  # red stripes, twice the same picture side by side
+    found = pipeline.find_superpixels(ssn, frame, n_spixels=32)
+    painted = found.vectors.T[:, found.labels]
+    # Pixels far from any stripe's edge see only their own colour, wherever they are.
+    assert (painted[:, :, 28] - painted[:, :, 68]).abs().max() < 1e-3
+    assert found.vectors.shape[1] == 3
+
+
+def test_network_input_names_what_is_missing():
+    flow, frame = torch.zeros(2, 8, 8), torch.zeros(3, 8, 8)
+    assert pipeline.network_input(["image", "flow"], flow, None, frame).shape == (7, 8, 8)
+    with pytest.raises(ValueError, match="'superpixels' is missing"):
+        pipeline.network_input(["superpixels"], flow)
+    with pytest.raises(ValueError, match="'depth' is unknown; inputs are flow, superpixels, image"):
+        pipeline.network_input(["depth"], flow)
+
+
+def test_precomputed_is_computed_once_and_only_once(clips, raft, tmp_path, monkeypatch):
+    cached = pipeline.precompute_flow(clips, raft, tmp_path, n_iters=2, progress=False)
+    expected = list(raft.video((clips[0].frame(t) for t in range(3)), n_iters=2))
+    assert (cached[0].flow(1) - expected[1]).abs().max() <= 1 / 128 + 1e-4
+    calls = []
+    video = raft.video
+    monkeypatch.setattr(raft, "video", lambda frames, n_iters: calls.append(n_iters) or video(frames, n_iters))
+    pipeline.precompute_flow(clips, raft, tmp_path, n_iters=2, progress=False)
+    assert calls == []
+    (tmp_path / f"{clips[1].name}.h5").write_bytes(b"half")  # what a dead disk leaves
+    pipeline.precompute_flow(clips, raft, tmp_path, n_iters=2, progress=False)
+    assert calls == [2]
+
+
+def test_other_weights_settings_or_pictures_are_computed_anew(clips, raft, tmp_path):
+    first = pipeline.precompute_flow(clips[:1], raft, tmp_path, n_iters=1, progress=False)[0].flow(0)
+    more = pipeline.precompute_flow(clips[:1], raft, tmp_path, n_iters=2, progress=False)[0].flow(0)
+    assert not torch.equal(first, more)
+    brighter = clips[0].with_readers(frame=lambda t: clips[0].frame(t) * 0.5)
+    darker = pipeline.precompute_flow([brighter], raft, tmp_path, n_iters=2, progress=False)[0].flow(0)
+    assert not torch.equal(more, darker)
+    assert pipeline.fingerprint(raft) != pipeline.fingerprint(RAFT())
+
+
+def test_a_killed_precomputation_leaves_what_is_whole(clips, raft, tmp_path, monkeypatch):
+    video, done = raft.video, []
+
+    def dies_at_the_second(frames, n_iters):
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        yield from video(frames, n_iters)
+
+    monkeypatch.setattr(raft, "video", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.precompute_flow(clips, raft, tmp_path, n_iters=1, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{clips[0].name}.h5"]
+
+
+def test_tvl1_beside_raft(clips, tmp_path):
+    cached = pipeline.precompute_tvl1(clips[:1], tmp_path, progress=False)[0]
+    truth = clips[0].flow(0)
+    assert (cached.flow(0) - truth).norm(dim=0).median() < truth.norm(dim=0).median()
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Files of small untrained networks."""
+    torch.manual_seed(0)
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("raft", "ssn", "unet")}
+    RAFT().save(paths["raft"])
+    SSN(SSNConfig(width=4)).save(paths["ssn"])
+    UNet(UNetConfig(25, widths=(4, 8), inputs=pipeline.INPUTS)).save(paths["unet"])
+    return paths
+
+
+def test_segment_a_folder_end_to_end(clips, weights, tmp_path):
+    for t in range(3):
+        io.write_image(tmp_path / "my_frames" / f"shot_{t}.png", clips[0].frame(t))
+    result = pipeline.segment(tmp_path / "my_frames", weights["unet"], weights["raft"], weights["ssn"], rows=48,
+                              n_iters=2, progress=False)
+    assert result.masks.shape == (3, *SIZE)
+    result.save(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["masks", "overlay", "overlay.mp4"]
+    written = io.read_labels(tmp_path / "out" / "masks" / "shot_2.png")
+    assert np.array_equal(written.numpy(), result.masks[2])
+    assert datasets.open("folder", root=tmp_path / "out" / "overlay.mp4")[0].size == SIZE
+
+
+def test_every_frame_has_the_flow_of_its_own_pixels(raft):
+    frames = list(torch.rand(4, 3, *SIZE))
+    pairs = list(pipeline._frames_with_flow(raft, iter(frames), 2))
+    assert [torch.equal(frame, own) for (frame, _), own in zip(pairs, frames)] == [True] * 4
+    with torch.no_grad():
+        assert torch.allclose(pairs[0][1], raft(frames[0][None], frames[1][None], 2)[0], atol=1e-4)
+        assert torch.allclose(pairs[3][1], -raft(frames[3][None], frames[2][None], 2)[0], atol=1e-4)
+
+
+def test_segment_and_predict_agree(clips, weights, raft, tmp_path):
+    """Straight through and by way of the cache, the masks differ by no more than the cache's rounding."""
+    nets = RAFT.from_pretrained(weights["raft"]), SSN.from_pretrained(weights["ssn"]), weights["unet"]
+    straight = pipeline.segment(clips[0], nets[2], weights["raft"], weights["ssn"], n_iters=2, progress=False).masks
+    cached = pipeline.precompute_flow(clips[:1], nets[0], tmp_path / "f", n_iters=2, progress=False)
+    cached = pipeline.precompute_superpixels(cached, nets[1], tmp_path / "s", progress=False)
+    masks = pipeline.predict(UNet.from_pretrained(nets[2]), cached[0])
+    assert (masks[:-1] != straight[:-1]).mean() < 0.02
+
+
+def test_a_single_frame_is_refused(weights, clips):
+    with pytest.raises(ValueError, match="a single frame: motion needs at least two"):
+        pipeline.segment(clips[0].part(0, 1), weights["unet"], weights["raft"], weights["ssn"])
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def write_masks(folder, masks):
+    for t, mask in enumerate(masks):
+        io.write_labels(folder / f"{t:05d}.png", mask)
+
+
+@pytest.fixture
+def two_objects():
+    masks = torch.zeros(5, 30, 40, dtype=torch.int64)
+    for t in range(5):
+        masks[t, 5:15, 4 + t:14 + t] = 1
+        masks[t, 18:26, 20 - t:30 - t] = 2
+    return masks
+
+
+def test_evaluate_by_each_protocol(two_objects, tmp_path):
+    write_masks(tmp_path / "truth" / "walk", two_objects)
+    write_masks(tmp_path / "truth" / "unseen", two_objects)
+    swapped = torch.tensor([0, 2, 1])[two_objects]
+    write_masks(tmp_path / "pred" / "walk", swapped)
+    for protocol, score in (("davis2016", 1.0), ("unsupervised", 1.0), ("semi-supervised", 0.0)):
+        result = pipeline.evaluate_davis(tmp_path / "pred", tmp_path / "truth", protocol, progress=False)
+        assert result.summary["J-Mean"] == score
+        assert result.missing == ["unseen"]
+    assert list(result.rows.columns) == ["sequence", "frame", "object", "J", "F"]
+    assert len(result.rows) == 2 * 3  # objects by evaluated frames
+    result.save(tmp_path / "scores.csv")
+    assert (tmp_path / "scores.csv").read_text().startswith("sequence,frame,object,J,F\nwalk,00001,1,0.0")
+
+
+def test_evaluate_bad_input(two_objects, tmp_path):
+    truth, pred = tmp_path / "truth", tmp_path / "pred"
+    with pytest.raises(FileNotFoundError, match="pred: expected masks in a folder per sequence"):
+        pipeline.evaluate_davis(pred, truth, progress=False)
+    write_masks(pred / "walk", two_objects[:4])
+    write_masks(truth / "other", two_objects)
+    with pytest.raises(FileNotFoundError, match="truth/walk: no such folder"):
+        pipeline.evaluate_davis(pred, truth, progress=False)
+    write_masks(truth / "walk", two_objects)
+    with pytest.raises(FileNotFoundError, match=r"pred/walk/00004.png: missing, .*truth/walk has 5 masks"):
+        pipeline.evaluate_davis(pred, truth, progress=False)
+    io.write_labels(pred / "walk" / "00004.png", two_objects[4, :, :30])
+    with pytest.raises(ValueError, match=r"walk/00004.png: expected 30x40 .* got 30x30"):
+        pipeline.evaluate_davis(pred, truth, progress=False)
+    whole = (truth / "walk" / "00004.png").read_bytes()
+    (pred / "walk" / "00004.png").write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match=r"walk/00004.png"):
+        pipeline.evaluate_davis(pred, truth, progress=False)
+
+
+def test_masks_have_the_size_of_the_frames(weights, clips):
+
+    larger = clips[0].with_readers(frame=lambda t: geometry.resize(clips[0].frame(t)[None], SIZE)[0])
+    result = pipeline.segment(larger, weights["unet"], weights["raft"], weights["ssn"], rows=32, n_iters=1,
+                              progress=False)
+    assert result.masks.shape[1:] == SIZE
