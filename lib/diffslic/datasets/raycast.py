@@ -16,6 +16,7 @@ from diffslic import geometry
 BOX, ELLIPSOID, CARD = range(3)
 NEAR, FAR = 0.05, 1e4  # metres; nothing closer to the camera is seen, and a ray that hits nothing ends far away
 TEXTURE_SIZE = 256
+_CORNERS = torch.tensor([[x, y, z] for x in (-1., 1) for y in (-1., 1) for z in (-1., 1)])
 EDGE_RAYS = ((-0.375, -0.125), (0.125, -0.375), (0.375, 0.125), (-0.125, 0.375))  # rotated grid, in pixels
 
 
@@ -66,10 +67,10 @@ def cast(world: World, xy: Tensor, frames: Tensor) -> Hits:
     depth = torch.full((batch, height, width), torch.inf, device=xy.device)
     index = torch.zeros((batch, height, width), dtype=torch.int64, device=xy.device)
     camera_from_objects = _camera_from_objects(world, frames).to(xy.dtype)
-    rays = _pixel_rays(xy, world.intrinsics)
+    rays, spans = _pixel_rays(xy, world.intrinsics), _spans(xy)
     for number, shape in enumerate(world.shape):
         camera_from_object = camera_from_objects[:, number]
-        rows, columns = _window(world, number, camera_from_object, xy)
+        rows, columns = _window(world, number, camera_from_object, spans)
         if rows.start >= rows.stop or columns.start >= columns.stop:
             continue
         object_from_camera = geometry.invert_pose(camera_from_object)
@@ -89,9 +90,7 @@ def surface(world: World, xy: Tensor, hits: Hits, frames: Tensor) -> Surface:
     """Points, faces and normals of what the rays through ``xy`` (B, 2, H, W) hit."""
     points = _pixel_rays(xy, world.intrinsics) * hits.depth[:, None].clamp(max=FAR)
     # One gather of each object's rotation and position, written in the camera's axes.
-    pose = _camera_from_objects(world, frames).to(xy.dtype)
-    batch = torch.arange(len(frames), device=xy.device)[:, None, None]
-    rotation, position = pose[batch, hits.index, :3, :3], pose[batch, hits.index, :3, 3]
+    rotation, position = _per_pixel(_camera_from_objects(world, frames).to(xy.dtype), hits.index)
     local = ((points.movedim(1, -1) - position)[..., None, :] @ rotation)[..., 0, :]
     half = world.half_size[hits.index]
     shape = torch.tensor(world.shape, device=xy.device)[hits.index]
@@ -116,9 +115,7 @@ def move(world: World, xy: Tensor, hits: Hits, frames: Tensor, others: Tensor) -
         put together in double precision: by way of the world, far objects would lose thousandths of a pixel.
     """
     here, there = (_camera_from_objects(world, times) for times in (frames, others))
-    pose = (there @ geometry.invert_pose(here)).to(xy.dtype)
-    batch = torch.arange(len(frames), device=xy.device)[:, None, None]
-    rotation, position = pose[batch, hits.index, :3, :3], pose[batch, hits.index, :3, 3]
+    rotation, position = _per_pixel((there @ geometry.invert_pose(here)).to(xy.dtype), hits.index)
     points = (_pixel_rays(xy, world.intrinsics) * hits.depth[:, None].clamp(max=FAR)).movedim(1, -1)
     return ((rotation @ points[..., None])[..., 0] + position).movedim(-1, 1)
 
@@ -267,28 +264,49 @@ def _camera_from_objects(world: World, frames: Tensor) -> Tensor:
     return camera_from_world[:, None] @ world.object_to_world[:, frames].transpose(0, 1)
 
 
-def _window(world: World, number: int, camera_from_object: Tensor, xy: Tensor) -> tuple[slice, slice]:
+def _per_pixel(poses: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotations (B, H, W, 3, 3) and positions (B, H, W, 3) of the objects seen, from poses (B, O, 4, 4)."""
+    batch, count = poses.shape[:2]
+    place = index + count * torch.arange(batch, device=index.device)[:, None, None]
+    rows = F.embedding(place, poses[:, :, :3].reshape(-1, 12)).unflatten(-1, (3, 4))
+    return rows[..., :3], rows[..., 3]
+
+
+class _Spans(NamedTuple):
+    """Least and greatest x and y of the rays in each row (2, H) and in each column (2, W)."""
+
+    row_low: Tensor
+    row_high: Tensor
+    column_low: Tensor
+    column_high: Tensor
+
+
+def _spans(xy: Tensor) -> _Spans:
+    return _Spans(xy.amin((0, 3)), xy.amax((0, 3)), xy.amin((0, 2)), xy.amax((0, 2)))
+
+
+def _window(world: World, number: int, camera_from_object: Tensor, spans: _Spans) -> tuple[slice, slice]:
     """Rows and columns of the rays that can meet an object's bounding box in any frame of the batch."""
-    height, width = xy.shape[-2:]
-    everything = slice(0, height), slice(0, width)
+    everything = slice(0, spans.row_low.shape[1]), slice(0, spans.column_low.shape[1])
+    nothing = slice(0, 0), slice(0, 0)
     if world.hollow[number]:
         return everything
-    signs = torch.tensor([[x, y, z] for x in (-1., 1) for y in (-1., 1) for z in (-1., 1)], device=xy.device)
-    corners = (signs * world.half_size[number]).T
+    corners = (_CORNERS.to(spans.row_low) * world.half_size[number]).T
     corners = camera_from_object[:, :3, :3] @ corners + camera_from_object[:, :3, 3:]
-    if bool((corners[:, 2] <= NEAR).any()):
-        return (slice(0, 0), slice(0, 0)) if bool((corners[:, 2] <= NEAR).all()) else everything
+    nearest, farthest = float(corners[:, 2].min()), float(corners[:, 2].max())
+    if nearest <= NEAR:
+        return nothing if farthest <= NEAR else everything
     pixels = (world.intrinsics @ corners)[:, :2] / corners[:, 2:]
-    low, high = pixels.amin(-1) - 1, pixels.amax(-1) + 1
+    low, high = pixels.amin(-1) - 1, pixels.amax(-1) + 1  # (B, 2)
     # Rays that leave the frame are not asked about, so what lies wholly outside of it is no concern.
-    frame = torch.tensor([world.size[1], world.size[0]], device=xy.device)
+    frame = torch.tensor([world.size[1], world.size[0]], device=low.device)
     if bool(((high < 0) | (low > frame)).any(dim=1).all()):
-        return slice(0, 0), slice(0, 0)
-    low, high = low[:, :, None, None], high[:, :, None, None]
-    meets = ((xy >= low) & (xy <= high)).all(dim=1).any(dim=0)
-    rows, columns = meets.any(dim=1).nonzero().flatten(), meets.any(dim=0).nonzero().flatten()
-    if len(rows) == 0:
-        return slice(0, 0), slice(0, 0)
+        return nothing
+    low, high = low.amin(0)[:, None], high.amax(0)[:, None]
+    rows = ((spans.row_high >= low) & (spans.row_low <= high)).all(0).nonzero()
+    columns = ((spans.column_high >= low) & (spans.column_low <= high)).all(0).nonzero()
+    if len(rows) == 0 or len(columns) == 0:
+        return nothing
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
