@@ -33,7 +33,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise OSError(error.errno, f"cannot write {path} ({error.strerror})") from error
     try:
         yield temporary
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {path} ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,9 +1,6 @@
 """Files: images of every mode, labels with the palette, flow and depth formats, errors, whole writes."""
 
 import io
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -298,36 +295,3 @@ def test_check_size_names_both(tmp_path):
     assert files.check_size("a.flo", values, (4, 6), "its frame") is values
     with pytest.raises(ValueError, match=r"a.flo: expected 4x7 \(rows x columns\) as its frame has, got 4x6"):
         files.check_size("a.flo", values, (4, 7), "its frame")
-
-
-# ---------------------------------------------------------------- whole or not at all
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "deep" / "a.txt"
-    with files.written_whole(path) as temporary:
-        temporary.write_text("old")
-    with pytest.raises(RuntimeError, match="stopped"), files.written_whole(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("stopped")
-    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
-
-
-def test_leftovers_of_dead_writers_go_and_living_ones_stay(tmp_path):
-    path = tmp_path / "a.txt"
-    killed = ("import os, signal, sys; from diffslic.files import written_whole\n"
-              "with written_whole(sys.argv[1]) as t:\n    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)")
-    subprocess.run([sys.executable, "-c", killed, str(path)], check=False)
-    (dead,) = tmp_path.iterdir()
-    assert not path.exists()
-    living = dead.with_name(dead.name.replace(dead.name.split(".")[-3], str(os.getppid())))
-    living.write_text("at work")
-    with files.written_whole(path) as temporary:
-        temporary.write_text("whole")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([living.name, "a.txt"])
-
-
-def test_a_folder_that_cannot_be_written_names_the_file(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"cannot write .*file/a.png"):
-        files.write_labels(tmp_path / "file" / "a.png", torch.zeros(2, 2).long())
