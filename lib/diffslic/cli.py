@@ -32,6 +32,7 @@ Split = Annotated[str, typer.Option(help="Of DAVIS: all, train, val, dev_train, 
 Resolution = Annotated[str, typer.Option(help="Of DAVIS: the folder below JPEGImages.")]
 TrainOut = Annotated[Path, typer.Option("--out", help="metrics.csv, last.ckpt and best.safetensors go here.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
+Start = Annotated[str | None, typer.Option(help="Weights to start from.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Accelerator = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Devices = Annotated[int, typer.Option(help="How many of them; more than one with torchrun.")]
@@ -353,7 +354,8 @@ def train_ssn(
 @train_app.command("raft")
 def train_raft(
     out: TrainOut, variant: Annotated[str, typer.Option(help="small or large.")] = "small", steps: Steps = 2200,
-    batch_size: Annotated[int, typer.Option(help="Pairs per step.")] = 4,
+    batch_size: Annotated[int, typer.Option(help="Pairs per step.")] = 4, start: Start = None,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
     seed: Seed = 1, device: Accelerator = "auto", devices: Devices = 1, workers: Workers = 1, logger: Logger = None,
     as_json: Json = False,
 ) -> None:
@@ -363,8 +365,9 @@ def train_raft(
     """
     from diffslic.recipes import raft
 
-    fit = raft.train(out, variant=variant, steps=steps, batch_size=batch_size, seed=seed, device=device,
-                     devices=devices, workers=workers, loggers=_loggers(logger, out), progress=not as_json)
+    fit = raft.train(out, variant=variant, steps=steps, batch_size=batch_size, start=start, learning_rate=rate,
+                     seed=seed, device=device, devices=devices, workers=workers, loggers=_loggers(logger, out),
+                     progress=not as_json)
     _show_fit(fit, as_json)
 
 
@@ -376,7 +379,7 @@ def train_unet(
     resolution: Resolution = "480p",
     cache: Annotated[Path, typer.Option(help="Where flow and superpixels are kept.")] = Path("cache"),
     inputs: Annotated[str, typer.Option(help="Any of flow,superpixels,image.")] = "flow,superpixels,image",
-    start: Annotated[str | None, typer.Option(help="Weights to start from.")] = None,
+    start: Start = None,
     n_clips: Annotated[int, typer.Option(help="Scenes to train on.")] = 120, steps: Steps = 1500, seed: Seed = 3,
     device: Accelerator = "auto", devices: Devices = 1, workers: Workers = 1, logger: Logger = None,
     as_json: Json = False,

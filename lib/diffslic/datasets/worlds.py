@@ -233,11 +233,16 @@ def _photographs() -> list[Tensor]:
 
 
 def _texture(rng: np.random.Generator) -> Tensor:
-    """A texture (3, 256, 256): a random crop of a photograph with a random tint and contrast."""
+    """A texture (3, 256, 256): a random crop of a photograph with a random tint and contrast.
+
+    A third of them are nearly plain, as walls, roads and skies are: what learns from scenes must also meet places
+    where nothing can be matched.
+    """
     side = raycast.TEXTURE_SIZE
     photograph = _photographs()[rng.integers(len(_photographs()))]
     top, left = (int(rng.integers(0, n - side + 1)) for n in photograph.shape[1:])
     tint = torch.tensor(rng.uniform(0.55, 1.25, 3), dtype=torch.float32)[:, None, None]
-    contrast = rng.uniform(0.5, 1.2)
+    contrast = rng.uniform(0.01, 0.2) if rng.random() < 0.35 else rng.uniform(0.4, 1.2)
+    base = torch.tensor(rng.uniform(0.15, 0.7) + rng.normal(0, 0.06, 3), dtype=torch.float32)[:, None, None]
     crop = photograph[:, top:top + side, left:left + side]
-    return ((crop - 0.5) * (contrast * tint) + rng.uniform(0.3, 0.65)).clamp(0, 1)
+    return ((crop - 0.5) * (contrast * tint) + base).clamp(0, 1)

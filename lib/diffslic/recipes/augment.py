@@ -3,6 +3,7 @@
 import kornia.enhance
 import numpy as np
 import torch
+from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from diffslic import geometry
@@ -15,12 +16,20 @@ def jitter_colors(images: Tensor, rng: np.random.Generator) -> Tensor:
     of the light.
     """
     images = kornia.enhance.adjust_gamma(images, float(rng.uniform(0.7, 1.4)))
-    images = kornia.enhance.adjust_contrast(images, float(rng.uniform(0.7, 1.4)))
+    images = kornia.enhance.adjust_contrast(images, float(rng.uniform(0.4, 1.4)))
     images = kornia.enhance.adjust_brightness(images, float(rng.uniform(-0.12, 0.12)))
     grey = images.mean(dim=1, keepdim=True)
     images = torch.lerp(grey, images, float(rng.uniform(0.3, 1.5)))
     noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32)).to(images.device)
     return (images + float(rng.uniform(0, 0.03)) * noise).clamp(0, 1)
+
+
+def blur(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Half of the time, a Gaussian lens blur of up to 2 pixels, the same for all images (B, 3, H, W)."""
+    if rng.random() < 0.5:
+        return images
+    sigma = float(rng.uniform(0.3, 2))
+    return gaussian_blur2d(images, (9, 9), (sigma, sigma), border_type="replicate")
 
 
 def crop_window(size: tuple[int, int], crop: tuple[int, int], rng: np.random.Generator) -> tuple[slice, slice]:

@@ -62,13 +62,14 @@ class Pairs:
         mirror = rng.random() < 0.5, rng.random() < 0.1
         images = augment.flip_image(images[..., rows, columns].float() / 255, *mirror)
         flow = augment.flip_flow(flow[:, rows, columns].float(), *mirror)
-        images = augment.jitter_colors(images, rng)
+        images = augment.blur(augment.jitter_colors(images, rng), rng)
         # A point that comes close to the camera can move by thousands of pixels: no lesson in that.
         return {"image1": images[0], "image2": images[1], "flow": flow, "valid": flow.norm(dim=0) < 200}
 
 
 def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, batch_size: int = 4, n_iters: int = 6,
           learning_rate: float = 4e-4, matching_weight: float = 1.0, n_scenes: int = 160, n_frames: int = 8,
+          start: str | Path | None = None,
           validate_every: int = 500, seed: int = 1, device: str = "auto", devices: int = 1,
           precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
           progress: bool = True) -> training.FitResult:
@@ -79,9 +80,11 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         n_iters: corrections per pair while training.
         matching_weight: of :func:`diffslic.flow.matching_loss` beside the paper's loss.
         n_scenes, n_frames: the pool of scenes, drawn on the fly.
+        start: weights to start from (their variant counts then), or None.
     """
     torch.manual_seed(seed)
-    model = RAFT(RAFTConfig(variant))
+    model = RAFT(RAFTConfig(variant)) if start is None else RAFT.from_pretrained(start).train()
+    variant = model.config.variant
     pairs = Pairs(n_scenes, n_frames, batch_size, seed)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
@@ -100,7 +103,8 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
                     f"{batch_size} pairs a step, {n_iters} corrections",
                validation=f"{len(validation)} other scenes, 12 corrections; epe in pixels, px1, px3, fl_all are shares",
                command=f"diffslic train raft --out {out_dir} --variant {variant} --steps {steps} "
-                       f"--batch-size {batch_size} --seed {seed}")
+                       f"--batch-size {batch_size} --rate {learning_rate} --seed {seed}"
+                       + (f" --start {start}" if start else ""))
     return fit
 
 
