@@ -97,7 +97,8 @@ def surface(world: World, xy: Tensor, hits: Hits, frames: Tensor) -> Surface:
     inside = torch.tensor(world.hollow, device=xy.device)[hits.index]
     scaled = local / half.clamp(min=1e-6)
     axis = torch.where(shape == BOX, scaled.abs().argmax(-1), torch.where(shape == CARD, 2, 0))
-    face = F.one_hot(axis, 3) * scaled.gather(-1, axis[..., None]).sign()
+    outwards = torch.where(scaled.gather(-1, axis[..., None]) < 0, -1, 1)  # never 0: a card's points have z = 0
+    face = F.one_hot(axis, 3) * outwards
     normal = torch.where((shape == ELLIPSOID)[..., None], scaled / half.clamp(min=1e-6), face.to(local.dtype))
     normal = (rotation @ F.normalize(normal, dim=-1)[..., None])[..., 0]
     # A card has two sides, and a room is seen from inside: both show the side that faces the camera.
