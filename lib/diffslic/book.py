@@ -13,6 +13,8 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+from diffslic.files import written_whole
+
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SOLUTION = "solution"
 # TeX that browsers' MathML can show, but that the converter knows under another name.
@@ -105,12 +107,14 @@ def build(notebooks: Iterable[str | Path], folder: str | Path, pictures: str | P
     items = []
     for path in paths:
         page = f"{path.stem}.html"
-        (folder / page).write_text(to_html(path, False, pictures), encoding="utf-8")
-        (folder / "solutions" / page).write_text(to_html(path, True, pictures), encoding="utf-8")
+        for name, solutions in ((page, False), (f"solutions/{page}", True)):
+            with written_whole(folder / name) as temporary:
+                temporary.write_text(to_html(path, solutions, pictures), encoding="utf-8")
         items.append(f'<li><a href="{page}">{html.escape(title(path))}</a> '
                      f'(<a href="solutions/{page}">with solutions</a>)</li>')
     index = folder / "index.html"
-    index.write_text(PAGE.format(items="\n".join(items)), encoding="utf-8")
+    with written_whole(index) as temporary:
+        temporary.write_text(PAGE.format(items="\n".join(items)), encoding="utf-8")
     return index
 
 
@@ -140,6 +144,10 @@ def _cut_the_network(page: str) -> str:
         target = str(link["href"])
         if "://" not in target:
             link["href"] = target.removesuffix(".ipynb") + ".html"
+    if soup.head is not None:
+        style = soup.new_tag("style")
+        style.string = "pre { white-space: pre-wrap !important }"  # a long line of code is read, not cut
+        soup.head.append(style)
     return str(soup)
 
 
