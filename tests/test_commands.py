@@ -62,19 +62,21 @@ def test_segment(capsys, frames, weights, tmp_path):
 
 def test_precompute_twice(capsys, davis, weights, tmp_path):
     for command, network in (("flow", weights[3]), ("superpixels", weights[5])):
-        arguments = ["precompute", command, str(davis), "--resolution", "48p", "--out", str(tmp_path / command),
+        arguments = ["precompute", command, str(davis), "--resolution", "48p", "--cache", str(tmp_path),
                      "--weights", network]
         assert cli.main(arguments) == 0
-        times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / command).iterdir()}
+        folder = tmp_path / "davis2016" / "48p" / command
+        times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
         assert sorted(times) == ["lab-00000.h5", "lab-00001.h5"]
         assert cli.main(arguments) == 0
-        assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / command).iterdir()} == times
+        assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == times
 
 
 def test_evaluate(capsys, davis, tmp_path):
     truth = davis / "Annotations" / "48p"
+    capsys.readouterr()
     assert cli.main(["evaluate", "davis2016", str(truth), str(truth), "--out", str(tmp_path / "s.csv"), "--json"]) == 0
-    figures = json.loads(capsys.readouterr().out.split("\n", 1)[1])  # after the line of ``scenes``
+    figures = json.loads(capsys.readouterr().out)
     assert figures["J-Mean"] == figures["F-Mean"] == figures["J&F-Mean"] == 1
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 2 * 1
 
@@ -125,7 +127,7 @@ def test_segment_where_nothing_can_be_written(capsys, frames, weights, tmp_path)
 def test_a_dataset_with_fewer_masks_than_frames(capsys, davis, weights, tmp_path):
     (davis / "Annotations" / "48p" / "lab-00001" / "00002.png").unlink()
     told = "lab-00001: 2 masks for 3 frames, the first missing is 00002.png"
-    fails(capsys, ["precompute", "flow", davis, "--resolution", "48p", "--out", tmp_path / "c"], told)
+    fails(capsys, ["precompute", "flow", davis, "--resolution", "48p", "--cache", tmp_path / "c"], told)
     assert not (tmp_path / "c").exists()
     capsys.readouterr()
     assert cli.main(["data", "check", "davis2016", str(davis)]) == 1
@@ -133,7 +135,7 @@ def test_a_dataset_with_fewer_masks_than_frames(capsys, davis, weights, tmp_path
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["precompute", "flow", "x", "--out", "y", "--dataset", "kitti"], ["unknown dataset 'kitti', known are"]),
+    (["precompute", "flow", "x", "--dataset", "kitti"], ["unknown dataset 'kitti', known are"]),
     (["data", "check", "kitti", "x"], ["unknown dataset 'kitti', known are"]),
     (["evaluate", "kitti", "x", "y"], ["dataset must be one of 'davis2016', 'davis2017'"]),
     (["scenes", "x", "--layout", "kitti"], ["unknown layout 'kitti'"]),
@@ -141,6 +143,10 @@ def test_a_dataset_with_fewer_masks_than_frames(capsys, davis, weights, tmp_path
     (["train", "raft", "--out", "x", "--logger", "comet"], ["tensorboard or wandb"]),
     (["train", "raft", "--out", "x", "--steps", "0"], ["steps >= 1"]),
     (["train", "unet", "--out", "x", "--dataset", "davis2016"], ["davis2016 needs root"]),
+    (["scenes", "x", "--device", "foo"], ["no device 'foo'"]),
+    (["segment", "x", "--out", "y", "--rows", "0"], ["rows must be at least 8"]),
+    (["train", "raft", "--out", "x", "--batch-size", "0"], ["batch_size must be at least 1"]),
+    (["train", "ssn", "--out", "x", "--device", "foo"], ["no device 'foo'"]),
     (["notebooks", "-p", "sede", "3"], ["sede"]),
     (["notebooks", "--only", "motion"], ["no notebook motion"]),
 ])

@@ -1,6 +1,10 @@
 """The training loop: an exact resume, files that are whole, and weights that load without running code."""
 
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -35,17 +39,18 @@ def run(folder, steps=12, stop_at=None, **options):
     model = Line()
 
     def loss(network, batch):
-        if stop_at is not None and batch["x"][0] == make(stop_at)["x"][0]:
+        if stop_at is not None and batch["x"][0].cpu() == make(stop_at)["x"][0]:
             raise KeyboardInterrupt
         return (network(batch["x"]) - batch["y"]).square().mean(1)
 
     def validate(network):
-        x = torch.linspace(-1, 1, 9)[:, None]
+        x = torch.linspace(-1, 1, 9, device=training.device_of(network))[:, None]
         return {"error": (network(x) - (3 * x - 1)).abs().mean().item()}
 
     schedule = options.pop("schedule", training.Schedule(steps, 0.1, validate_every=4))
     fit = training.fit(model, training.Batches(make), loss, validate, schedule, folder, monitor="error",
-                       higher_is_better=False, device="cpu", progress=False, **options)
+                       higher_is_better=False, device=options.pop("device", "cpu"), progress=False,
+                       **options)
     return model, fit
 
 
@@ -91,7 +96,7 @@ def test_without_resume_it_starts_anew(tmp_path):
 
 def test_another_schedule_or_model_does_not_resume(tmp_path):
     run(tmp_path)
-    with pytest.raises(ValueError, match=r"last.ckpt belongs to a run with another schedule"):
+    with pytest.raises(ValueError, match=r"last.ckpt belongs to a run with another schedule; remove it"):
         run(tmp_path, steps=13)
     (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:100])
     with pytest.raises(ValueError, match=r"last.ckpt is not a whole checkpoint"):
@@ -155,6 +160,49 @@ def test_bad_weights_are_named(tmp_path):
 def test_loggers(tmp_path):
     with pytest.raises(ValueError, match="tensorboard or wandb, got 'comet'"):
         training.open_logger("comet", tmp_path)
+
+
+PROCESSES = """
+import sys, torch
+sys.path[:0] = {path!r}
+from test_training import run
+model, fit = run({folder!r}, steps=6)
+assert list(fit.history["step"]) == [4, 6]
+torch.save(model.state_dict(), f"{folder}/rank{{torch.distributed.get_rank()}}.pt")
+"""
+
+
+def test_two_processes_share_the_batches_and_agree(tmp_path):
+    """torchrun on the CPU: both end with the same weights and history, and one of them writes."""
+    (tmp_path / "run.py").write_text(PROCESSES.format(path=[str(Path(__file__).parent)], folder=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert list(pd.read_csv(tmp_path / "metrics.csv")["step"]) == [4, 6]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_stopped_run_goes_on_on_a_gpu(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop_at=6, device="cuda")
+    _, fit = run(tmp_path, device="cuda:0")
+    assert list(fit.history["step"]) == [4, 8, 12]
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="no device 'foo' here"):
+        training.check_device("foo")
+
+
+def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
+    run(tmp_path, settings={"seed": 1})
+    run(tmp_path, settings={"seed": 1})
+    with pytest.raises(ValueError, match=r"last.ckpt belongs to a run with another seed"):
+        run(tmp_path, settings={"seed": 2})
 
 
 class Note:

@@ -6,6 +6,7 @@ To add a command: a function with ``@app.command()`` whose docstring ends with a
 (a figure out of tolerance, a damaged dataset) raises ``typer.Exit(1)``.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,8 +26,10 @@ BAD_INPUT = (ValueError, LookupError, OSError, typer.BadParameter.__mro__[1])
 
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON, for a machine.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+Precision = Annotated[str, typer.Option(help="Of training: 32-true, bf16-mixed, 16-mixed.")]
+Batch = Annotated[int, typer.Option("--batch-size", help="Samples per step and process.")]
 Root = Annotated[Path, typer.Argument(help="The dataset's folder, or own frames or a video file.")]
-Cache = Annotated[Path, typer.Option("--out", help="The folder of the cache.")]
+Cache = Annotated[Path, typer.Option(help="Flow and superpixels are kept below it, by dataset and resolution.")]
 Dataset = Annotated[str, typer.Option(help="davis2016, davis2017, tartanair or folder.")]
 Split = Annotated[str, typer.Option(help="Of DAVIS: all, train, val, dev_train, dev_val.")]
 Resolution = Annotated[str, typer.Option(help="Of DAVIS: the folder below JPEGImages.")]
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = _join_pairs(list(sys.argv[1:] if arguments is None else arguments))
     try:
         code = app(arguments or ["--help"], prog_name="diffslic", standalone_mode=False)
+    except (KeyError, IndexError):  # LookupErrors by class, but mistakes of ours: they keep their traceback
+        raise
     except BAD_INPUT as error:
         print(f"diffslic: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -218,7 +223,11 @@ def scenes(
     n_frames: Annotated[int, typer.Option(help="Frames per clip.")] = 8,
     size: Annotated[tuple[int, int], typer.Option(help="Rows and columns.")] = (240, 428),
     seed: Annotated[int, typer.Option(help="Clip i has this seed plus i.")] = 0,
+    lighting: Annotated[float, typer.Option(help="Amplitude of a slow change of the light, as a share.")] = 0,
+    blur: Annotated[float, typer.Option(help="Standard deviation of the lens blur, in pixels.")] = 0,
+    noise: Annotated[float, typer.Option(help="Standard deviation of the sensor noise, of 1.")] = 0,
     device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Draw procedural scenes and write them in the layout of another dataset.
 
@@ -226,11 +235,13 @@ def scenes(
     """
     from diffslic import datasets
     from diffslic.datasets import layouts
+    from diffslic.training import check_device
 
+    check_device(device)
     clips = datasets.open("scenes", preset=preset, n_clips=n_clips, n_frames=n_frames, size=size, seed=seed,
-                          device=device)
+                          lighting=lighting, blur=blur, noise=noise, device=device)
     layouts.write(clips, out, layout)
-    print(f"{len(clips)} clips of {n_frames} frames in {out}")
+    show({"clips": len(clips), "frames": n_frames, "out": str(out)}, as_json)
 
 
 # ---------------------------------------------------------------- using the networks
@@ -266,40 +277,46 @@ app.add_typer(precompute_app, name="precompute")
 
 @precompute_app.command("flow")
 def precompute_flow(
-    root: Root, out: Cache, dataset: Dataset = "davis2016", split: Split = "all", resolution: Resolution = "480p",
+    root: Root, cache: Cache = Path("cache"), dataset: Dataset = "davis2016", split: Split = "all",
+    resolution: Resolution = "480p",
     weights: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
     device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Compute the flow of every clip once: one HDF5 file per clip; a stopped run goes on where it was.
 
-    Example: diffslic precompute flow ../DAVIS2016 --out cache/flow --resolution 480p
+    Example: diffslic precompute flow ../DAVIS2016 --resolution 480p
     """
     from diffslic import pipeline
     from diffslic.flow import RAFT
 
     clips = _open(dataset, root, split, resolution)
-    pipeline.precompute_flow(clips, RAFT.from_pretrained(weights, device), out, iters)
-    print(f"flow of {len(clips)} clips in {out}")
+    out = pipeline.cache_folder(cache, dataset, resolution, "flow")
+    pipeline.precompute_flow(clips, RAFT.from_pretrained(weights, device), out, iters, progress=not as_json)
+    show({"clips": len(clips), "out": str(out)}, as_json)
 
 
 @precompute_app.command("superpixels")
 def precompute_superpixels(
-    root: Root, out: Cache, dataset: Dataset = "davis2016", split: Split = "all", resolution: Resolution = "480p",
+    root: Root, cache: Cache = Path("cache"), dataset: Dataset = "davis2016", split: Split = "all",
+    resolution: Resolution = "480p",
     weights: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "scenes",
     n_spixels: Annotated[int, typer.Option(help="Superpixels per frame.")] = 400,
     device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Compute the superpixels of every frame once, with their features.
 
-    Example: diffslic precompute superpixels ../DAVIS2016 --out cache/superpixels --n-spixels 400
+    Example: diffslic precompute superpixels ../DAVIS2016 --n-spixels 400
     """
     from diffslic import pipeline
     from diffslic.superpixels import SSN
 
     clips = _open(dataset, root, split, resolution)
-    pipeline.precompute_superpixels(clips, SSN.from_pretrained(weights, device), out, n_spixels)
-    print(f"superpixels of {len(clips)} clips in {out}")
+    out = pipeline.cache_folder(cache, dataset, resolution, "superpixels")
+    pipeline.precompute_superpixels(clips, SSN.from_pretrained(weights, device), out, n_spixels, progress=not as_json)
+    show({"clips": len(clips), "out": str(out)}, as_json)
 
 
 @app.command()
@@ -337,8 +354,8 @@ app.add_typer(train_app, name="train")
 @train_app.command("ssn")
 def train_ssn(
     out: TrainOut, steps: Steps = 800, width: Annotated[int, typer.Option(help="Channels of the net.")] = 32,
-    seed: Seed = 2, device: Accelerator = "auto", devices: Devices = 1, workers: Workers = 1, logger: Logger = None,
-    as_json: Json = False,
+    batch_size: Batch = 6, seed: Seed = 2, device: Accelerator = "auto", devices: Devices = 1,
+    precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
 ) -> None:
     """Train the superpixel network on scenes.
 
@@ -346,28 +363,27 @@ def train_ssn(
     """
     from diffslic.recipes import ssn
 
-    fit = ssn.train(out, steps=steps, width=width, seed=seed, device=device, devices=devices, workers=workers,
-                    loggers=_loggers(logger, out), progress=not as_json)
+    fit = ssn.train(out, steps=steps, width=width, batch_size=batch_size, seed=seed,
+                    **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
 
 
 @train_app.command("raft")
 def train_raft(
     out: TrainOut, variant: Annotated[str, typer.Option(help="small or large.")] = "small", steps: Steps = 2200,
-    batch_size: Annotated[int, typer.Option(help="Pairs per step.")] = 4, start: Start = None,
+    batch_size: Batch = 4, start: Start = None,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
-    seed: Seed = 1, device: Accelerator = "auto", devices: Devices = 1, workers: Workers = 1, logger: Logger = None,
-    as_json: Json = False,
+    seed: Seed = 1, device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true",
+    workers: Workers = 1, logger: Logger = None, as_json: Json = False,
 ) -> None:
     """Train RAFT on scenes.
 
-    Example: torchrun --nproc-per-node 4 -m diffslic train raft --out runs/raft --devices 4 --batch-size 8
+    Example: torchrun --nproc-per-node 4 -m diffslic train raft --out runs/raft --batch-size 8
     """
     from diffslic.recipes import raft
 
     fit = raft.train(out, variant=variant, steps=steps, batch_size=batch_size, start=start, learning_rate=rate,
-                     seed=seed, device=device, devices=devices, workers=workers, loggers=_loggers(logger, out),
-                     progress=not as_json)
+                     seed=seed, **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
 
 
@@ -376,26 +392,39 @@ def train_unet(
     out: TrainOut,
     dataset: Annotated[str, typer.Option(help="scenes or davis2016.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
-    resolution: Resolution = "480p",
-    cache: Annotated[Path, typer.Option(help="Where flow and superpixels are kept.")] = Path("cache"),
+    resolution: Resolution = "480p", cache: Cache = Path("cache"),
     inputs: Annotated[str, typer.Option(help="Any of flow,superpixels,image.")] = "flow,superpixels,image",
-    start: Start = None,
-    n_clips: Annotated[int, typer.Option(help="Scenes to train on.")] = 120, steps: Steps = 1500, seed: Seed = 3,
-    device: Accelerator = "auto", devices: Devices = 1, workers: Workers = 1, logger: Logger = None,
-    as_json: Json = False,
+    widths: Annotated[str, typer.Option(help="Channels at each scale.")] = "16,32,64,128",
+    residual: Annotated[bool, typer.Option(help="Residual blocks.")] = False, start: Start = None,
+    n_clips: Annotated[int, typer.Option(help="Scenes to train on.")] = 80, steps: Steps = 1500,
+    batch_size: Batch = 4, seed: Seed = 3, device: Accelerator = "auto", devices: Devices = 1,
+    precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
 ) -> None:
     """Train the motion segmentation network on scenes, or on DAVIS 2016 split by sequence.
+
+    Under torchrun, compute flow and superpixels first (one process, ``diffslic precompute``).
 
     Example: diffslic train unet --out runs/unet --dataset davis2016 --root ../DAVIS2016 --inputs flow,superpixels
     """
     from diffslic.recipes import unet
 
-    training, validation = unet.prepare(dataset, cache, root=root, resolution=resolution, n_clips=n_clips,
-                                        progress=not as_json)
-    fit = unet.train(out, training, validation, inputs=inputs.split(","), steps=steps, start=start, seed=seed,
-                     device=device, devices=devices, workers=workers, loggers=_loggers(logger, out),
-                     progress=not as_json)
+    where = device if device != "auto" else "cpu"
+    clips, validation = unet.prepare(dataset, cache, root=root, resolution=resolution, n_clips=n_clips, device=where,
+                                     progress=not as_json)
+    fit = unet.train(out, clips, validation, inputs=inputs.split(","), widths=[int(w) for w in widths.split(",")],
+                     residual=residual, steps=steps, batch_size=batch_size, start=start, seed=seed,
+                     **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
+
+
+def _how(device: str, devices: int, precision: str, workers: int, logger: str | None, out: Path,
+         as_json: bool) -> dict[str, Any]:
+    """The arguments that every training takes alike."""
+    from diffslic.training import open_logger
+
+    return {"device": device, "devices": devices, "precision": precision, "workers": workers,
+            "loggers": [open_logger(logger, out)] if logger else [], "progress": not as_json,
+            "command": shlex.join(["diffslic", *sys.argv[1:]])}
 
 
 def _open(dataset: str, root: Path, split: str, resolution: str) -> list[Any]:
@@ -406,12 +435,8 @@ def _open(dataset: str, root: Path, split: str, resolution: str) -> list[Any]:
     return datasets.open(dataset, root=root, **options)
 
 
-def _loggers(name: str | None, out: Path) -> list[Any]:
-    from diffslic.training import open_logger
-
-    return [open_logger(name, out)] if name else []
-
-
 def _show_fit(result: Any, as_json: bool) -> None:
+    if not result.first:  # under torchrun one process speaks for all
+        return
     best = result.history[result.history["step"] == result.best_step].iloc[-1].to_dict()
     show({**best, "best_step": result.best_step, "seconds": result.seconds, "weights": str(result.weights)}, as_json)

@@ -119,8 +119,9 @@ def run_notebook(notebook: str | Path, parameters: Mapping[str, Value] | None = 
     """Run one notebook and judge it.
 
     The kernel is this interpreter and works in the caller's folder, so a relative path among the parameters means what
-    it means to the caller. ``<name>.ipynb``, ``<name>.html`` and ``<name>.metrics.json`` in ``out_dir`` are replaced
-    only by a run that ends well; what a failed run had executed is ``<name>.failed.ipynb``.
+    it means to the caller. ``<name>.ipynb`` and ``<name>.html`` in ``out_dir`` are replaced only by a run that ends
+    well; what a failed run had executed is ``<name>.failed.ipynb``. ``<name>.metrics.json`` goes before the run, so
+    that old figures never stand for new ones.
 
     Args:
         notebook: the file.

@@ -138,6 +138,11 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def cache_folder(cache: str | Path, dataset: str, resolution: str, kind: str) -> Path:
+    """Where the flow, TV-L1 flow or superpixels (``kind``) of a dataset at a resolution are kept."""
+    return Path(cache) / dataset / (resolution if dataset.startswith(("davis", "scenes")) else "") / kind
+
+
 def _precompute(clips: Sequence[Clip], folder: Path, settings: Mapping[str, Any],
                 fields: Callable[[Clip], dict[str, Iterable[Tensor]]], what: str, progress: bool) -> list[Clip]:
     cached = []
@@ -162,6 +167,8 @@ def predict(unet: UNet, clip: Clip, progress: bool = False) -> np.ndarray:
         (T, H, W) uint8: 1 where something moves by itself. No flow leaves the last frame: its mask repeats the one
         before (the DAVIS protocol leaves that frame out).
     """
+    if len(clip) < 2:
+        raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
     device = device_of(unet)
     masks = np.zeros((len(clip), *clip.size), dtype=np.uint8)
     for t in tqdm(clip.frames_with("flow"), desc=clip.name, unit="frame", disable=not progress):
@@ -219,6 +226,8 @@ def segment(source: str | Path | Clip, weights: str | Path = "motion", raft: str
     Raises:
         FileNotFoundError, ValueError: nothing to read, one frame only, or frames of several sizes.
     """
+    if rows < 8 or n_iters < 1:
+        raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
     if len(clip) < 2:
         raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
@@ -272,6 +281,8 @@ def evaluate_davis(pred: str | Path, truth: str | Path, protocol: str = "davis20
                    progress: bool = True) -> Evaluation:
     """Score folders of masks, ``PRED/<sequence>/00000.png`` against ``TRUTH/<sequence>/00000.png``.
 
+    What :meth:`Segmentation.save` wrote to ``PRED/<sequence>`` is found too, in ``masks`` there.
+
     Args:
         truth: DAVIS' own folder of one resolution, such as ``Annotations/480p``.
         protocol: see :func:`diffslic.metrics.davis`.
@@ -313,10 +324,13 @@ def _sequences(folder: Path) -> list[str]:
 def _read_masks(folder: Path, like: Sequence[Path], size: tuple[int, int], protocol: str) -> np.ndarray:
     """(T, H, W) uint8 of the masks in ``folder`` that are named like the files of the truth."""
     masks = np.zeros((len(like), *size), dtype=np.uint8)
+    folder = folder / "masks" if (folder / "masks").is_dir() else folder
     for t, file in enumerate(like):
         path = folder / f"{file.stem}.png"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing, {like[0].parent} has {len(like)} masks")
         labels = io.check_size(path, io.read_labels(path), size, f"{folder.name}'s truth")
+        if labels.max() > 255:
+            raise ValueError(f"{path}: ids must lie in 0..255, got {int(labels.max())}")
         masks[t] = (labels > 0 if protocol == "davis2016" else labels).numpy()
     return masks

@@ -5,6 +5,9 @@ This module knows Fabric and no model: what is trained, on what and how it is we
 
 import json
 import math
+import multiprocessing
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -84,19 +87,20 @@ class FitResult(NamedTuple):
     best_step: int
     seconds: float  # of training and validation, over all parts of a resumed run
     weights: Path  # the best model, as safetensors
+    first: bool  # whether this is the process that writes; the only one outside torchrun
 
 
 def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], Tensor],
         validate: Callable[[nn.Module], dict[str, float]], schedule: Schedule, out_dir: str | Path, *,
-        monitor: str, higher_is_better: bool, resume: bool = True, device: str = "auto", devices: int = 1,
-        precision: str = "32-true", workers: int = 0, forward_methods: Sequence[str] = (),
-        loggers: Sequence[Any] = (), progress: bool = True) -> FitResult:
+        monitor: str, higher_is_better: bool, settings: Mapping[str, Any] | None = None, resume: bool = True,
+        device: str = "auto", devices: int = 1, precision: str = "32-true", workers: int = 0,
+        forward_methods: Sequence[str] = (), loggers: Sequence[Any] = (), progress: bool = True) -> FitResult:
     """Train a network and keep its best state.
 
     ``out_dir`` gets ``metrics.csv`` (rewritten after each validation), ``last.ckpt`` (everything that an exact
     resume needs) and ``best.safetensors``; each file is written whole or not at all. A run that was stopped goes on
     from ``last.ckpt`` and ends as it would have without the stop. Under torchrun every process takes its share of
-    the batches.
+    the batches, the first one validates and writes, and all return the same result.
 
     Args:
         model: has ``save(path)``, which writes its weights.
@@ -104,65 +108,114 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
         loss: (model, batch) to a loss per sample (B,); its mean is minimised.
         validate: model to figures, run by the first process without gradients.
         monitor: the figure of ``validate`` that chooses the best state.
+        settings: whatever else makes this run what it is (data, seed ...), as JSON; a resume with others is refused.
         resume: go on from ``out_dir/last.ckpt`` if it is there; otherwise start anew.
-        device, devices, precision, loggers: see Lightning Fabric (``device`` is its accelerator, "cuda" too).
+        device: "auto", "cpu", "cuda", or one GPU such as "cuda:1". devices: how many on this machine; torchrun knows
+            better, and its number counts. precision, loggers: see Lightning Fabric.
         workers: processes that make batches ahead of time.
         forward_methods: methods of the model that ``loss`` calls instead of the model itself.
 
     Raises:
-        ValueError: the checkpoint belongs to a run with another schedule or model, or the loss is not finite.
+        ValueError: no such device, a checkpoint of another run, or a loss that is not finite.
     """
-    from lightning_fabric import Fabric  # importing it takes a second, and only training needs it
-
     out_dir = Path(out_dir)
+    fabric = _open_fabric(device, devices, precision, loggers)
     out_dir.mkdir(parents=True, exist_ok=True)
-    fabric = Fabric(accelerator=device, devices=devices, precision=precision, loggers=list(loggers))
-    fabric.launch()
+    identity = json.loads(json.dumps({"schedule": asdict(schedule), **(settings or {})}))
+    checkpoint = _read_checkpoint(out_dir / "last.ckpt", identity) if resume else None
+    state = checkpoint["state"] if checkpoint else _new_state()
+    if checkpoint:
+        _load_model(model, checkpoint, out_dir / "last.ckpt")
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-    state = _resume(out_dir / "last.ckpt", model, optimizer, schedule) if resume else _new_state()
     wrapped, optimizer = fabric.setup(model, optimizer)
+    if checkpoint:  # after the set-up, which has brought the parameters to their device: the moments follow them there
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        torch.set_rng_state(checkpoint["random"])
     for method in forward_methods:
         wrapped.mark_forward_method(method)
     # The loader draws from a generator of its own: the global one then stands, after a resume, where it stood before.
+    # Workers are forked where that exists, since a clip may hold functions that cannot be sent to another process.
+    fork = workers > 0 and "fork" in multiprocessing.get_all_start_methods()
     loader = DataLoader(batches, batch_size=None, num_workers=workers, generator=torch.Generator(),
+                        multiprocessing_context="fork" if fork else None,
                         sampler=_From(state["step"] * fabric.world_size + fabric.global_rank,
                                       schedule.steps * fabric.world_size, fabric.world_size))
     bar = tqdm(total=schedule.steps, initial=state["step"], disable=not (progress and fabric.is_global_zero),
                desc=f"training {out_dir.name}", unit="step")
-    started, seconds, running = time.perf_counter(), state["seconds"], []
+    started, before, running = time.perf_counter(), state["seconds"], []
     wrapped.train()
     for batch in fabric.setup_dataloaders(loader, use_distributed_sampler=False):
-        rate = schedule.rate(state["step"])
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        value = loss(wrapped, batch).mean()
-        if not torch.isfinite(value):
-            raise ValueError(f"the loss became {value.item()} at step {state['step'] + 1}; the learning rate is {rate}")
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(value)
-        fabric.clip_gradients(wrapped, optimizer, max_norm=schedule.clip_norm)
-        optimizer.step()
+        running.append(_step(fabric, wrapped, optimizer, loss, batch, schedule, state["step"]))
         state["step"] += 1
-        running.append(value.item())
         bar.update()
         bar.set_postfix(loss=f"{running[-1]:.4f}", refresh=False)
-        if state["step"] % schedule.validate_every == 0 or state["step"] == schedule.steps:
-            state["seconds"] = seconds + time.perf_counter() - started
-            figures = {"loss": sum(running) / len(running), "rate": rate}
-            running = []
-            if fabric.is_global_zero:
-                model.eval()
-                with torch.no_grad():
-                    figures |= validate(model)
-                model.train()
-                if progress:
-                    bar.write(f"step {state['step']}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-                _keep(state, figures, model, optimizer, schedule, out_dir, monitor, higher_is_better)
-                fabric.log_dict(figures, step=state["step"])
-            fabric.barrier()
+        if state["step"] % schedule.validate_every and state["step"] != schedule.steps:
+            continue
+        if fabric.is_global_zero:
+            figures = {"loss": sum(running) / len(running), "rate": schedule.rate(state["step"] - 1)}
+            figures |= _validate(model, validate)
+            state["seconds"] = before + time.perf_counter() - started
+            _keep(state, figures, model, optimizer, identity, out_dir, monitor, higher_is_better)
+            fabric.log_dict(figures, step=state["step"])
+            if progress:
+                told = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+                bar.write(f"step {state['step']}: {told}", file=sys.stderr)
+        state, running = fabric.broadcast(state), []
     bar.close()
     return FitResult(pd.DataFrame(state["history"]), state["best_step"], state["seconds"],
-                     out_dir / "best.safetensors")
+                     out_dir / "best.safetensors", fabric.is_global_zero)
+
+
+def _open_fabric(device: str, devices: int, precision: str, loggers: Sequence[Any]) -> Any:
+    from lightning_fabric import Fabric  # importing it takes a second, and only training needs it
+
+    check_device(device if device != "auto" else "cpu")
+    accelerator, _, index = device.partition(":")
+    launched = "LOCAL_WORLD_SIZE" in os.environ  # by torchrun, which has decided how many processes there are
+    per_node = int(os.environ["LOCAL_WORLD_SIZE"]) if launched else devices
+    nodes = int(os.environ["WORLD_SIZE"]) // per_node if launched else 1
+    fabric = Fabric(accelerator=accelerator, devices=[int(index)] if index else per_node, num_nodes=nodes,
+                    precision=precision, loggers=list(loggers))
+    fabric.launch()
+    return fabric
+
+
+def _step(fabric: Any, model: nn.Module, optimizer: Any, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch,
+          schedule: Schedule, step: int) -> float:
+    """One optimiser step; returns the loss before it."""
+    rate = schedule.rate(step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    value = loss(model, batch).mean()
+    if not torch.isfinite(value):
+        raise ValueError(f"the loss became {value.item()} at step {step + 1}; the learning rate is {rate}")
+    optimizer.zero_grad(set_to_none=True)
+    fabric.backward(value)
+    fabric.clip_gradients(model, optimizer, max_norm=schedule.clip_norm)
+    optimizer.step()
+    return value.item()
+
+
+def _validate(model: nn.Module, validate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+    model.eval()
+    with torch.no_grad():
+        figures = validate(model)
+    model.train()
+    return figures
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device, once it is known to be there.
+
+    Raises:
+        ValueError: names it: not a device, or not on this machine.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"no device {str(device)!r} here: {str(error).splitlines()[0]}") from error
+    return found
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -194,27 +247,28 @@ def _new_state() -> dict[str, Any]:
     return {"step": 0, "seconds": 0.0, "history": [], "best": None, "best_step": 0}
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule) -> dict[str, Any]:
+def _read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     if not path.is_file():
-        return _new_state()
+        return None
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here: unpickling, zip and end-of-file errors
         raise ValueError(f"{path} is not a whole checkpoint: {str(error).splitlines()[0]}") from error
-    if kept["schedule"] != asdict(schedule):
-        raise ValueError(f"{path} belongs to a run with another schedule ({kept['schedule']}); "
-                         "remove it or choose another folder")
+    if kept["identity"] != identity:
+        other = [key for key in {**kept["identity"], **identity} if kept["identity"].get(key) != identity.get(key)]
+        raise ValueError(f"{path} belongs to a run with another {', '.join(other)}; remove it or choose another folder")
+    return kept
+
+
+def _load_model(model: nn.Module, checkpoint: Mapping[str, Any], path: Path) -> None:
     try:
-        model.load_state_dict(kept["model"])
+        model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
         raise ValueError(f"{path} belongs to a run of another model: {str(error).splitlines()[-1].strip()}") from error
-    optimizer.load_state_dict(kept["optimizer"])
-    torch.set_rng_state(kept["random"])
-    return kept["state"]
 
 
 def _keep(state: dict[str, Any], figures: dict[str, float], model: nn.Module, optimizer: torch.optim.Optimizer,
-          schedule: Schedule, out_dir: Path, monitor: str, higher_is_better: bool) -> None:
+          identity: Mapping[str, Any], out_dir: Path, monitor: str, higher_is_better: bool) -> None:
     """Note the figures, keep the best weights, and write the checkpoint, in this order."""
     state["history"].append({"step": state["step"], "seconds": state["seconds"], **figures})
     value = figures[monitor]
@@ -225,7 +279,7 @@ def _keep(state: dict[str, Any], figures: dict[str, float], model: nn.Module, op
         pd.DataFrame(state["history"]).to_csv(temporary, index=False)
     raw = optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
     with written_whole(out_dir / "last.ckpt") as temporary:
-        torch.save({"state": state, "schedule": asdict(schedule), "model": model.state_dict(),
+        torch.save({"state": state, "identity": identity, "model": model.state_dict(),
                     "optimizer": raw.state_dict(), "random": torch.get_rng_state()}, temporary)
 
 

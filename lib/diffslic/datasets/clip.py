@@ -118,7 +118,8 @@ class Clip:
         if not 0 <= start < stop <= self.length:
             raise IndexError(f"clip {self.name!r} has {self.length} frames, part({start}, {stop}) is not inside")
         shifted = {kind: partial(_read_later, read, start) for kind, read in self.readers.items()}
-        return replace(self, readers=shifted, length=stop - start, frame_names=self.frame_names[start:stop])
+        name = f"{self.name}-{start:05d}-{stop:05d}"  # other frames, another name: a cache is filed under it
+        return replace(self, name=name, readers=shifted, length=stop - start, frame_names=self.frame_names[start:stop])
 
     def with_readers(self, **readers: Reader) -> "Clip":
         """The same clip with readers added or replaced, e.g. a cached flow."""

@@ -140,7 +140,7 @@ def _check(preset: str, n_frames: int, size: tuple[int, int], seed: int, amounts
     if n_frames < 2 or min(size) < 1 or seed < 0:
         raise ValueError(f"a scene needs n_frames >= 2, a positive size and a seed >= 0, "
                          f"got n_frames={n_frames}, size={tuple(size)}, seed={seed}")
-    if min(amounts) < 0:
+    if not all(amount >= 0 for amount in amounts):
         raise ValueError(f"lighting, blur and noise must be >= 0, got {', '.join(map(str, amounts))}")
 
 

@@ -169,7 +169,7 @@ class RAFT(nn.Module):
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"{name_or_path} does not hold the weights of a RAFT: {reason}") from error
-        return model.to(device).eval()
+        return model.to(training.check_device(device)).eval()
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration as safetensors."""

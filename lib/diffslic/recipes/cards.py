@@ -38,8 +38,8 @@ For a longer training on a GPU: `{gpu_command}`
 
 
 def write_card(folder: str | Path, fit: FitResult, *, name: str, what: str, data: str, validation: str, command: str,
-               gpu_command: str, limits: str, more: Mapping[str, float] | None = None) -> Path:
-    """Write ``card.md`` into the folder of a training run.
+               gpu_command: str, limits: str, more: Mapping[str, float] | None = None) -> None:
+    """Write ``card.md`` into the folder of a training run; under torchrun the first process does.
 
     Args:
         fit: the run's result; the figures of its best step enter the card.
@@ -49,6 +49,8 @@ def write_card(folder: str | Path, fit: FitResult, *, name: str, what: str, data
         limits: what it should not be trusted with.
         more: figures beside those of the validation.
     """
+    if not fit.first:
+        return
     history = fit.history
     best = history[history["step"] == fit.best_step].iloc[-1].drop(["step", "seconds", "rate"])
     figures = {**best.to_dict(), **(more or {})}
@@ -59,7 +61,6 @@ def write_card(folder: str | Path, fit: FitResult, *, name: str, what: str, data
             best_step=fit.best_step, command=command, seconds=fit.seconds, hardware=describe_hardware(),
             figures="\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items()), limits=limits,
             gpu_command=gpu_command), encoding="utf-8")
-    return path
 
 
 def describe_hardware() -> str:

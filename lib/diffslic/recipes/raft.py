@@ -34,29 +34,22 @@ class Pairs:
         n_scenes: size of the pool. n_frames: frames per scene.
         batch_size: pairs per batch.
         seed: chooses the scenes and everything random.
-        device: where scenes are drawn.
     """
 
-    def __init__(self, n_scenes: int, n_frames: int, batch_size: int, seed: int, device: str = "cpu") -> None:
+    def __init__(self, n_scenes: int, n_frames: int, batch_size: int, seed: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.seed, self.n_frames = batch_size, seed, n_frames
-        self.pool = scenes.clips("lab+street+crowd+static", n_scenes, n_frames, SIZE, seed=seed * 10_000, lighting=0.1,
-                                 device=device)
-        self._drawn = lru_cache(maxsize=None)(self._draw)
+        pool = scenes.clips("lab+street+crowd+static", n_scenes, n_frames, SIZE, seed=seed * 10_000, lighting=0.1)
+        self.n_scenes, self._drawn = n_scenes, lru_cache(maxsize=None)(lambda scene: _draw_pairs(pool[scene]))
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Batch ``number``: image1, image2 (B, 3, h, w), flow (B, 2, h, w), valid (B, h, w)."""
         samples = [self._sample(np.random.default_rng([self.seed, number, item])) for item in range(self.batch_size)]
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
-    def _draw(self, scene: int) -> list[tuple[Tensor, Tensor]]:
-        """The pairs of a scene, in bytes and half floats: a thousand pairs take 0.7 GB."""
-        clip = self.pool[scene]
-        read = [((clip.frame(t) * 255).round().byte(), clip.flow(t).half() if t + 1 < self.n_frames else None)
-                for t in range(self.n_frames)]
-        return [(torch.stack([frame, read[t + 1][0]]), flow) for t, (frame, flow) in enumerate(read[:-1])]
-
     def _sample(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        scene, t = int(rng.integers(len(self.pool))), int(rng.integers(self.n_frames - 1))
+        scene, t = int(rng.integers(self.n_scenes)), int(rng.integers(self.n_frames - 1))
         images, flow = self._drawn(scene)[t]
         rows, columns = augment.crop_window(SIZE, CROP, rng)
         mirror = rng.random() < 0.5, rng.random() < 0.1
@@ -67,12 +60,19 @@ class Pairs:
         return {"image1": images[0], "image2": images[1], "flow": flow, "valid": flow.norm(dim=0) < 200}
 
 
+def _draw_pairs(clip: Clip) -> list[tuple[Tensor, Tensor]]:
+    """The pairs of a scene, in bytes and half floats: a thousand pairs take 0.7 GB."""
+    read = [((clip.frame(t) * 255).round().byte(), clip.flow(t).half() if t + 1 < len(clip) else None)
+            for t in range(len(clip))]
+    return [(torch.stack([frame, read[t + 1][0]]), flow) for t, (frame, flow) in enumerate(read[:-1])]
+
+
 def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, batch_size: int = 4, n_iters: int = 6,
           learning_rate: float = 4e-4, matching_weight: float = 1.0, n_scenes: int = 160, n_frames: int = 8,
           start: str | Path | None = None,
           validate_every: int = 500, seed: int = 1, device: str = "auto", devices: int = 1,
           precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
-          progress: bool = True) -> training.FitResult:
+          command: str = "", progress: bool = True) -> training.FitResult:
     """Train RAFT on scenes; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
 
     Args:
@@ -81,6 +81,7 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         matching_weight: of :func:`diffslic.flow.matching_loss` beside the paper's loss.
         n_scenes, n_frames: the pool of scenes, drawn on the fly.
         start: weights to start from (their variant counts then), or None.
+        command: what the card says makes these weights again; by default the call of this function.
     """
     torch.manual_seed(seed)
     model = RAFT(RAFTConfig(variant)) if start is None else RAFT.from_pretrained(start).train()
@@ -94,17 +95,17 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         return sequence_loss(flows, batch["flow"], batch["valid"]) + matching_weight * matching
 
     validation = validation_clips()
+    settings = {"variant": variant, "batch_size": batch_size, "n_iters": n_iters, "matching_weight": matching_weight,
+                "n_scenes": n_scenes, "n_frames": n_frames, "start": str(start), "seed": seed}
     fit = training.fit(model, training.Batches(pairs), loss, lambda network: evaluate(network, validation), schedule,
-                       out_dir, monitor="epe", higher_is_better=False, device=device, devices=devices,
-                       precision=precision, workers=workers, forward_methods=["predictions"], resume=resume,
-                       loggers=loggers, progress=progress)
+                       out_dir, monitor="epe", higher_is_better=False, settings=settings, device=device,
+                       devices=devices, precision=precision, workers=workers,
+                       forward_methods=["predictions"], resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"RAFT, {variant}", **CARD,
                data=f"{n_scenes} scenes of {n_frames} frames at {SIZE[0]}x{SIZE[1]}, crops of {CROP[0]}x{CROP[1]}, "
                     f"{batch_size} pairs a step, {n_iters} corrections",
                validation=f"{len(validation)} other scenes, 12 corrections; epe in pixels, px1, px3, fl_all are shares",
-               command=f"diffslic train raft --out {out_dir} --variant {variant} --steps {steps} "
-                       f"--batch-size {batch_size} --rate {learning_rate} --seed {seed}"
-                       + (f" --start {start}" if start else ""))
+               command=command or f"diffslic.recipes.raft.train({str(out_dir)!r}, steps={steps}, **{settings})")
     return fit
 
 

@@ -37,22 +37,19 @@ class Frames:
     """
 
     def __init__(self, n_scenes: int, batch_size: int, seed: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.seed = batch_size, seed
-        self.pool = scenes.clips(PRESETS, n_scenes, 8, SIZE, seed=seed * 10_000, lighting=0.1)
-        self._drawn = lru_cache(maxsize=None)(self._draw)
+        pool = scenes.clips(PRESETS, n_scenes, 8, SIZE, seed=seed * 10_000, lighting=0.1)
+        self.n_scenes, self._drawn = n_scenes, lru_cache(maxsize=None)(lambda scene: _draw_frames(pool[scene]))
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Batch ``number``: image (B, 3, h, w) in [0, 1], segments (B, h, w) int64 from 0."""
         samples = [self._sample(np.random.default_rng([self.seed, number, item])) for item in range(self.batch_size)]
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
-    def _draw(self, scene: int) -> list[tuple[Tensor, Tensor]]:
-        """The scene's frames in bytes: a thousand take 0.3 GB."""
-        clip = self.pool[scene]
-        return [((clip.frame(t) * 255).round().byte(), clip.segments(t).byte()) for t in (0, len(clip) - 1)]
-
     def _sample(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        image, segments = self._drawn(int(rng.integers(len(self.pool))))[int(rng.integers(2))]
+        image, segments = self._drawn(int(rng.integers(self.n_scenes)))[int(rng.integers(2))]
         window = augment.crop_window(SIZE, CROP, rng)
         mirror = rng.random() < 0.5, rng.random() < 0.5
         image = augment.flip_image(image[:, *window].float() / 255, *mirror)
@@ -62,16 +59,22 @@ class Frames:
         return {"image": image, "segments": segments}
 
 
+def _draw_frames(clip: Clip) -> list[tuple[Tensor, Tensor]]:
+    """The first and the last frame of a scene with their segments, in bytes: a thousand take 0.3 GB."""
+    return [((clip.frame(t) * 255).round().byte(), clip.segments(t).byte()) for t in (0, len(clip) - 1)]
+
+
 def train(out_dir: str | Path, *, steps: int = 800, batch_size: int = 6, width: int = 32, n_iters: int = 5,
           learning_rate: float = 1e-3, compactness_weight: float = 1e-5, n_scenes: int = 120,
           validate_every: int = 200, seed: int = 2, device: str = "auto", devices: int = 1,
           precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
-          progress: bool = True) -> training.FitResult:
+          command: str = "", progress: bool = True) -> training.FitResult:
     """Train SSN's feature net on scenes; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
 
     Args:
         width: channels of the net's inner convolutions; 64 in the paper, 32 is half as slow.
         n_iters: soft SLIC iterations, while training and by default afterwards.
+        command: what the card says makes these weights again; by default the call of this function.
         compactness_weight: of the compactness loss beside the reconstruction of segments (the paper's 1e-5).
     """
     torch.manual_seed(seed)
@@ -83,17 +86,19 @@ def train(out_dir: str | Path, *, steps: int = 800, batch_size: int = 6, width: 
         return label_reconstruction(soft, batch["segments"]) + compactness_weight * compactness(soft)
 
     validation = validation_clips()
+    settings = {"batch_size": batch_size, "width": width, "n_iters": n_iters, "compactness_weight": compactness_weight,
+                "n_scenes": n_scenes, "seed": seed}
     fit = training.fit(model, training.Batches(Frames(n_scenes, batch_size, seed)), loss,
                        lambda network: evaluate(network, validation), schedule, out_dir, monitor="asa",
-                       higher_is_better=True, device=device, devices=devices, precision=precision, workers=workers,
-                       resume=resume, loggers=loggers, progress=progress)
+                       higher_is_better=True, settings=settings, device=device, devices=devices,
+                       precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
     pixels = evaluate(SSN(SSNConfig(features="pix", n_iters=n_iters)).eval(), validation)
     write_card(out_dir, fit, name=f"SSN, {width} channels wide, trained on scenes", **CARD,
                data=f"{n_scenes} scenes, two frames each at {SIZE[0]}x{SIZE[1]}, crops of {CROP[0]}x{CROP[1]}, "
                     f"{batch_size} a step; every face of every object is a segment",
                validation=f"{len(validation)} other scenes, 200 superpixels, connected; the rows with pixel features "
                           "are the same clustering without a network",
-               command=f"diffslic train ssn --out {out_dir} --steps {steps} --width {width} --seed {seed}",
+               command=command or f"diffslic.recipes.ssn.train({str(out_dir)!r}, steps={steps}, **{settings})",
                more={f"{key}, pixel features": pixels[key] for key in ("asa", "br", "count")})
     return fit
 

@@ -19,6 +19,8 @@ from diffslic.superpixels import SSN
 
 CROP = (192, 256)
 VOID = 255
+MEMORY, BYTES_PER_PIXEL = 2 << 30, 17  # frames kept by each process that makes batches: two gigabytes of them
+Window = tuple[slice, slice]
 CARD = {"what": "Masks of what moves by itself.",
         "gpu_command": "diffslic train unet --out runs/unet --n-clips 1000 --steps 20000 --workers 12 --device cuda",
         "limits": "It sees one flow field at a time: what stands still for a moment is lost for that moment, and near "
@@ -27,12 +29,12 @@ TRAINING_SEED, VALIDATION_SEED = 30_000, 900_000  # of scenes
 
 
 class _Frame(NamedTuple):
-    """What training needs of one frame, in few bytes."""
+    """What training needs of one frame, in few bytes; None is what the inputs do not ask for."""
 
-    flow: Tensor  # (4, H, W) half: see pipeline.flow_channels, taken before any crop
     mask: Tensor  # (H, W) uint8: 0, 1 or VOID
-    image: Tensor  # (3, H, W) uint8
-    labels: Tensor | None  # (H, W) int16 superpixels
+    flow: Tensor | None  # (4, H, W) half: see pipeline.flow_channels, taken before any crop
+    image: Tensor | None  # (3, H, W) uint8
+    labels: Tensor | None  # (H, W) int32 superpixels
     vectors: Tensor | None  # (S, C) half
 
 
@@ -49,11 +51,14 @@ class Samples:
     """
 
     def __init__(self, clips: Sequence[Clip], inputs: Sequence[str], batch_size: int, seed: int) -> None:
-        self.clips, self.inputs, self.batch_size, self.seed = list(clips), tuple(inputs), batch_size, seed
-        self.frames = [(i, t) for i, clip in enumerate(self.clips) for t in clip.frames_with("flow")]
-        if not self.frames:
-            raise ValueError("no clip to train on")
-        self._read = lru_cache(maxsize=None)(self._read_frame)
+        if not clips or batch_size < 1:
+            raise ValueError(f"training needs a clip and a batch_size from 1, got {len(clips)} clips and {batch_size}")
+        self.inputs, self.batch_size, self.seed = tuple(inputs), batch_size, seed
+        kind = "flow" if "flow" in inputs else "frame"
+        self.frames = [(i, t) for i, clip in enumerate(clips) for t in clip.frames_with(kind)]
+        clips, pixels = list(clips), max(clip.size[0] * clip.size[1] for clip in clips)
+        self._read = lru_cache(MEMORY // (BYTES_PER_PIXEL * pixels))(
+            lambda clip, t: _read_frame(clips[clip], t, inputs))
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Batch ``number``: input (B, C, h, w), labels (B, h, w) int64."""
@@ -67,24 +72,32 @@ class Samples:
         rng = np.random.default_rng([self.seed, epoch, place])
         window = augment.crop_window(tuple(frame.mask.shape), CROP, rng)
         mirror = rng.random() < 0.5, False  # gravity: nothing is ever seen upside down
-        flow = frame.flow[(slice(None), *window)].float() * float(rng.uniform(0.7, 1.4))
-        flow = augment.flip_flow(flow.unflatten(0, (2, 2)), *mirror).flatten(0, 1)
-        image = augment.jitter_colors(frame.image[(slice(None), *window)][None].float() / 255, rng)[0]
-        parts = {"flow": flow, "image": augment.flip_image(2 * image - 1, *mirror)}
-        if "superpixels" in self.inputs:
-            labels = augment.flip_image(frame.labels[window], *mirror).long()
-            parts["superpixels"] = 0.1 * frame.vectors.float().T[:, labels]
-        return {"input": torch.cat([parts[name] for name in self.inputs]),
+        make = {"flow": self._flow, "superpixels": self._superpixels, "image": self._image}
+        return {"input": torch.cat([make[name](frame, window, mirror, rng) for name in self.inputs]),
                 "labels": augment.flip_image(frame.mask[window], *mirror).long()}
 
-    def _read_frame(self, clip_number: int, t: int) -> _Frame:
-        clip = self.clips[clip_number]
-        labels = clip.labels(t)
-        mask = torch.where(labels == VOID, VOID, (labels > 0).long()).byte()
-        found = "superpixels" in self.inputs
-        return _Frame(pipeline.flow_channels(clip.flow(t)).half(), mask, (clip.frame(t) * 255).round().byte(),
-                      clip.superpixel_labels(t).short() if found else None,
-                      clip.superpixel_vectors(t).half() if found else None)
+    @staticmethod
+    def _flow(frame: "_Frame", window: Window, mirror: tuple[bool, bool], rng: np.random.Generator) -> Tensor:
+        flow = frame.flow[(slice(None), *window)].float() * float(rng.uniform(0.7, 1.4))
+        return augment.flip_flow(flow.unflatten(0, (2, 2)), *mirror).flatten(0, 1)
+
+    @staticmethod
+    def _superpixels(frame: "_Frame", window: Window, mirror: tuple[bool, bool], rng: np.random.Generator) -> Tensor:
+        return 0.1 * frame.vectors.float().T[:, augment.flip_image(frame.labels[window], *mirror).long()]
+
+    @staticmethod
+    def _image(frame: "_Frame", window: Window, mirror: tuple[bool, bool], rng: np.random.Generator) -> Tensor:
+        image = augment.jitter_colors(frame.image[(slice(None), *window)][None].float() / 255, rng)[0]
+        return 2 * augment.flip_image(image, *mirror) - 1
+
+
+def _read_frame(clip: Clip, t: int, inputs: Sequence[str]) -> _Frame:
+    labels = clip.labels(t)
+    mask = torch.where(labels == VOID, VOID, (labels > 0).long()).byte()
+    return _Frame(mask, pipeline.flow_channels(clip.flow(t)).half() if "flow" in inputs else None,
+                  (clip.frame(t) * 255).round().byte() if "image" in inputs else None,
+                  clip.superpixel_labels(t).int() if "superpixels" in inputs else None,
+                  clip.superpixel_vectors(t).half() if "superpixels" in inputs else None)
 
 
 def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *,
@@ -92,7 +105,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
           widths: Sequence[int] = (16, 32, 64, 128), residual: bool = False, start: str | Path | None = None,
           validate_every: int = 500, seed: int = 3, device: str = "auto", devices: int = 1,
           precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
-          progress: bool = True) -> training.FitResult:
+          command: str = "", progress: bool = True) -> training.FitResult:
     """Train a U-Net on clips; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
 
     Args:
@@ -100,6 +113,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         inputs: any of ``pipeline.INPUTS``, in order.
         widths, residual: the shape of the network.
         start: weights to start from (their shape and inputs count then), or None.
+        command: what the card says makes these weights again.
     """
     shared = {clip.name for clip in clips} & {clip.name for clip in validation}
     if shared:
@@ -117,14 +131,16 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return bce_dice(network(batch["input"]), batch["labels"], VOID)
 
+    settings = {"inputs": list(inputs), "batch_size": batch_size, "widths": list(widths), "residual": residual,
+                "start": str(start), "seed": seed, "clips": [clip.name for clip in clips]}
     fit = training.fit(model, training.Batches(samples), loss, lambda network: evaluate(network, validation), schedule,
-                       out_dir, monitor="j", higher_is_better=True, device=device, devices=devices,
+                       out_dir, monitor="j", higher_is_better=True, settings=settings, device=device, devices=devices,
                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"U-Net on {', '.join(inputs)}", **CARD,
                data=f"{len(clips)} clips ({clips[0].name} ...), {len(samples.frames)} frames, crops of "
                     f"{CROP[0]}x{CROP[1]}, {batch_size} a step",
                validation=f"{len(validation)} other clips ({validation[0].name} ...), DAVIS 2016 protocol",
-               command=f"diffslic train unet --out {out_dir} --inputs {','.join(inputs)} --steps {steps} --seed {seed}")
+               command=command or f"diffslic.recipes.unet.train({str(out_dir)!r}, ..., steps={steps})")
     return fit
 
 
@@ -141,7 +157,7 @@ def score(masks: np.ndarray, clip: Clip) -> dict[str, float]:
 
 
 def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, resolution: str = "480p",
-            n_clips: int = 120, n_frames: int = 6, size: tuple[int, int] = (240, 428), raft: str | Path = "small",
+            n_clips: int = 80, n_frames: int = 6, size: tuple[int, int] = (240, 428), raft: str | Path = "small",
             ssn: str | Path = "scenes", device: str = "cpu", progress: bool = True) -> tuple[list[Clip], list[Clip]]:
     """Clips to train and to validate on, with RAFT's flow and SSN's superpixels kept under ``cache``.
 
@@ -162,8 +178,9 @@ def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, 
     else:
         raise ValueError(f"the U-Net is trained on scenes or davis2016, got {dataset!r}")
     flow_net, ssn_net = RAFT.from_pretrained(raft, device), SSN.from_pretrained(ssn, device)
-    folder = Path(cache) / dataset / (resolution if dataset != "scenes" else f"{size[0]}x{size[1]}")
-    clips = [pipeline.precompute_flow(part, flow_net, folder / "flow", progress=progress) for part in clips]
-    clips = [pipeline.precompute_superpixels(part, ssn_net, folder / "superpixels", progress=progress)
-             for part in clips]
+    level = f"{size[0]}x{size[1]}" if dataset == "scenes" else resolution
+    flow_folder, superpixel_folder = (pipeline.cache_folder(cache, dataset, level, kind)
+                                      for kind in ("flow", "superpixels"))
+    clips = [pipeline.precompute_flow(part, flow_net, flow_folder, progress=progress) for part in clips]
+    clips = [pipeline.precompute_superpixels(part, ssn_net, superpixel_folder, progress=progress) for part in clips]
     return clips[0], clips[1]

@@ -86,7 +86,7 @@ class UNet(nn.Module):
         except (TypeError, RuntimeError) as error:
             raise ValueError(f"{name_or_path} does not hold the weights of a U-Net: "
                              f"{' '.join(str(error).split())[:200]}") from error
-        return net.eval().to(device)
+        return net.eval().to(training.check_device(device))
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration as safetensors, for :meth:`from_pretrained`."""

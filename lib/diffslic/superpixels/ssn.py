@@ -92,7 +92,7 @@ class SSN(nn.Module):
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name_or_path} does not hold the weights of an SSN: "
                              f"{' '.join(str(error).split())[:200]}") from error
-        return net.eval().to(device)
+        return net.eval().to(training.check_device(device))
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration as safetensors, for :meth:`from_pretrained`."""
