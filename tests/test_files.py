@@ -37,3 +37,12 @@ def test_a_folder_that_cannot_be_written_names_the_file(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"cannot write .*file/a.png"):
         files.written_whole(tmp_path / "file" / "a.png").__enter__()
+
+
+def test_a_note_says_what_was_written_and_a_broken_one_says_nothing(tmp_path):
+    files.write_note(tmp_path / "note.json", {"rows": 240, "names": ("a", "b")})
+    assert files.note_says(tmp_path / "note.json", {"names": ["a", "b"], "rows": 240})
+    assert not files.note_says(tmp_path / "note.json", {"rows": 241})
+    (tmp_path / "note.json").write_text('{"rows": 2')
+    assert not files.note_says(tmp_path / "note.json", {"rows": 240})
+    assert not files.note_says(tmp_path / "gone.json", {})

@@ -123,10 +123,11 @@ def test_segment_a_folder_end_to_end(clips, weights, tmp_path):
     for t in range(3):
         io.write_image(tmp_path / "my_frames" / f"shot_{t}.png", clips[0].frame(t))
     result = pipeline.segment(tmp_path / "my_frames", weights["unet"], weights["raft"], weights["ssn"], rows=48,
-                              n_iters=2, progress=False)
+                              n_iters=2)
     assert result.masks.shape == (3, *SIZE)
-    result.save(tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["masks", "overlay", "overlay.mp4"]
+    result.save(tmp_path / "out", progress=False)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["masks", "overlay", "overlay.mp4",
+                                                                          "segmentation.json"]
     written = io.read_labels(tmp_path / "out" / "masks" / "shot_2.png")
     assert np.array_equal(written.numpy(), result.masks[2])
     assert datasets.open("folder", root=tmp_path / "out" / "overlay.mp4")[0].size == SIZE
@@ -144,11 +145,42 @@ def test_every_frame_has_the_flow_of_its_own_pixels(raft):
 def test_segment_and_predict_agree(clips, weights, raft, tmp_path):
     """Straight through and by way of the cache, the masks differ by no more than the cache's rounding."""
     nets = RAFT.from_pretrained(weights["raft"]), SSN.from_pretrained(weights["ssn"]), weights["unet"]
-    straight = pipeline.segment(clips[0], nets[2], weights["raft"], weights["ssn"], n_iters=2, progress=False).masks
+    straight = pipeline.segment(clips[0], nets[2], weights["raft"], weights["ssn"], n_iters=2).masks
     cached = pipeline.precompute_flow(clips[:1], nets[0], tmp_path / "f", n_iters=2, progress=False)
     cached = pipeline.precompute_superpixels(cached, nets[1], tmp_path / "s", progress=False)
     masks = pipeline.predict(UNet.from_pretrained(nets[2]), cached[0])
     assert (masks[:-1] != straight[:-1]).mean() < 0.02
+
+
+@pytest.mark.parametrize("made", [1, 2])
+def test_a_stopped_segmentation_goes_on_after_its_last_whole_mask(clips, weights, tmp_path, monkeypatch, made):
+    def result():
+        return pipeline.segment(clips[0], weights["unet"], weights["raft"], weights["ssn"], n_iters=1)
+
+    expected, write, written = result().masks, io.write_labels, []
+
+    def stops(path, labels):
+        if len(written) == made:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, labels)
+
+    monkeypatch.setattr(io, "write_labels", stops)
+    with pytest.raises(KeyboardInterrupt):
+        result().save(tmp_path / "out", progress=False)
+    monkeypatch.setattr(io, "write_labels", write)
+    first = written[0].stat().st_mtime_ns
+    result().save(tmp_path / "out", overlay=False, progress=False)
+    assert written[0].stat().st_mtime_ns == first
+    for t in range(3):
+        assert np.array_equal(io.read_labels(tmp_path / "out" / "masks" / f"{t:05d}.png").numpy(), expected[t])
+
+
+def test_masks_of_another_run_are_not_mixed_with(clips, weights, tmp_path):
+    options = {"raft": weights["raft"], "ssn": weights["ssn"], "n_iters": 1}
+    pipeline.segment(clips[0], weights["unet"], **options).save(tmp_path, overlay=False, progress=False)
+    with pytest.raises(ValueError, match="holds other masks"):
+        pipeline.segment(clips[1], weights["unet"], **options).save(tmp_path, overlay=False, progress=False)
 
 
 def test_a_single_frame_is_refused(weights, clips):
@@ -211,6 +243,5 @@ def test_evaluate_bad_input(two_objects, tmp_path):
 def test_masks_have_the_size_of_the_frames(weights, clips):
 
     larger = clips[0].with_readers(frame=lambda t: geometry.resize(clips[0].frame(t)[None], SIZE)[0])
-    result = pipeline.segment(larger, weights["unet"], weights["raft"], weights["ssn"], rows=32, n_iters=1,
-                              progress=False)
+    result = pipeline.segment(larger, weights["unet"], weights["raft"], weights["ssn"], rows=32, n_iters=1)
     assert result.masks.shape[1:] == SIZE

@@ -175,7 +175,8 @@ torch.save(model.state_dict(), f"{folder}/rank{{torch.distributed.get_rank()}}.p
 def test_two_processes_share_the_batches_and_agree(tmp_path):
     """torchrun on the CPU: both end with the same weights and history, and one of them writes."""
     (tmp_path / "run.py").write_text(PROCESSES.format(path=[str(Path(__file__).parent)], folder=str(tmp_path)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               "--local-addr", "127.0.0.1", "run.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120,
                           env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

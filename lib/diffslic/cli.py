@@ -260,15 +260,15 @@ def segment(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Find what moves by itself in a video, with the shipped networks.
+    """Find what moves by itself in a video, with the shipped networks. A stopped run goes on where it was.
 
     Example: diffslic segment my_frames/ --out masks/
     """
     from diffslic import pipeline
 
-    result = pipeline.segment(source, weights, raft, ssn, rows=rows, device=device, progress=not as_json)
-    result.save(out, overlay, fps)
-    show({"frames": len(result.masks), "moving": float(result.masks.mean()), "out": str(out)}, as_json)
+    result = pipeline.segment(source, weights, raft, ssn, rows=rows, device=device)
+    result.save(out, overlay, fps, progress=not as_json)
+    show({"frames": len(result.clip), "out": str(out)}, as_json)
 
 
 precompute_app = typer.Typer(help="Keep flow or superpixels on disk: pre-generate, then train.", rich_markup_mode=None)

@@ -1,11 +1,13 @@
-"""Writing files whole or not at all: the one way in which anything of this package reaches the disk."""
+"""Writing files whole or not at all: the one way in which anything of this package reaches the disk; and its notes."""
 
+import json
 import os
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -39,6 +41,20 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             raise OSError(error.errno, f"cannot write {path} ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_note(path: str | Path, content: Any) -> None:
+    """Write JSON that says what the files beside it are."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
+
+
+def note_says(path: str | Path, content: Any) -> bool:
+    """Whether the note is there and whole and says this."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8")) == json.loads(json.dumps(content))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
 
 
 def _process_lives(pid: int) -> bool:

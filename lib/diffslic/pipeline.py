@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
 from diffslic.datasets.folder import image_files
 from diffslic.datasets.video import write_video
-from diffslic.files import written_whole
+from diffslic.files import note_says, write_note, written_whole
 from diffslic.flow import RAFT, tvl1
 from diffslic.segmentation import UNet, camera_motion
 from diffslic.superpixels import SSN
@@ -138,6 +139,11 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _ends(clip: Clip) -> str:
+    """A hash of the first and the last frame, which stand for the clip: other pictures, another hash."""
+    return hashlib.sha256(torch.stack([clip.frame(0), clip.frame(len(clip) - 1)]).numpy().tobytes()).hexdigest()[:16]
+
+
 def cache_folder(cache: str | Path, dataset: str, resolution: str, kind: str) -> Path:
     """Where the flow, TV-L1 flow or superpixels (``kind``) of a dataset at a resolution are kept."""
     return Path(cache) / dataset / (resolution if dataset.startswith(("davis", "scenes")) else "") / kind
@@ -148,9 +154,7 @@ def _precompute(clips: Sequence[Clip], folder: Path, settings: Mapping[str, Any]
     cached = []
     for clip in tqdm(clips, desc=what, unit="clip", disable=not progress):
         path = folder / f"{clip.name}.h5"
-        # The first and the last frame stand for the clip: other pictures under the same name are other data.
-        ends = hashlib.sha256(torch.stack([clip.frame(0), clip.frame(len(clip) - 1)]).numpy().tobytes())
-        attributes = {**settings, "size": list(clip.size), "frames": ends.hexdigest()[:16]}
+        attributes = {**settings, "size": list(clip.size), "frames": _ends(clip)}
         if not datasets.is_current(path, attributes, len(clip)):
             datasets.write_clip_cache(path, fields(clip), len(clip), attributes)
         cached.append(datasets.cached_clip(clip, path))
@@ -186,36 +190,77 @@ def clip_input(clip: Clip, t: int, inputs: Sequence[str]) -> Tensor:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Masks of a whole video."""
+    """What moves by itself in a video: computed when it is asked for, a frame at a time."""
 
     clip: Clip
-    masks: np.ndarray  # (T, H, W) uint8: 0 background, 1 moving
+    unet: UNet
+    raft: RAFT
+    ssn: SSN
+    rows: int
+    n_iters: int
 
-    def save(self, folder: str | Path, overlay: bool = True, fps: float = 24) -> None:
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """(T, H, W) uint8 of the whole video: 0 background, 1 moving."""
+        return np.stack(list(self.frames()))
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Masks (H, W) uint8 of the frames from ``start`` on: frames to flow to superpixels to masks."""
+        height, width = self.clip.size
+        size = (self.rows, max(8, round(width * self.rows / height))) if self.rows < height else self.clip.size
+        first = min(start, len(self.clip) - 2)  # flow needs two frames
+        device, inputs = device_of(self.unet), self.unet.config.inputs
+        pictures = (geometry.resize(self.clip.frame(t)[None].to(device), size)[0]
+                    for t in range(first, len(self.clip)))
+        for t, (frame, flow) in enumerate(_frames_with_flow(self.raft, pictures, self.n_iters), first):
+            if t >= start:
+                superpixels = find_superpixels(self.ssn, frame) if "superpixels" in inputs else None
+                yield _mask(self.unet, network_input(inputs, flow, superpixels, frame), self.clip.size)
+
+    def save(self, folder: str | Path, overlay: bool = True, fps: float = 24, progress: bool = True) -> None:
         """Write ``masks/*.png`` and, with ``overlay``, ``overlay/*.png`` and ``overlay.mp4``, each file whole.
+
+        Masks are written as they are made, so a video may be of any length. A run that was stopped goes on after its
+        last whole mask; ``segmentation.json`` tells it that the masks are its own.
 
         Args:
             folder: made where absent.
             fps: frames per second of the film.
-        """
-        folder = Path(folder)
-        names = [self.clip.frame_name(t) for t in range(len(self.clip))]
-        for name, mask in zip(names, self.masks):
-            io.write_labels(folder / "masks" / f"{name}.png", torch.from_numpy(mask.astype(np.int64)))
-        if overlay:
-            for name, picture in zip(names, self._overlays()):
-                io.write_image(folder / "overlay" / f"{name}.png", picture)
-            write_video(folder / "overlay.mp4", self._overlays(), fps)
 
-    def _overlays(self) -> Iterator[Tensor]:
-        for t, mask in enumerate(self.masks):
-            yield torch.from_numpy(viz.overlay(self.clip.frame(t), mask)).permute(2, 0, 1).float() / 255
+        Raises:
+            ValueError: the folder holds the masks of another video, or of other networks.
+        """
+        folder, length = Path(folder), len(self.clip)
+        self._claim(folder)
+        paths = [folder / "masks" / f"{self.clip.frame_name(t)}.png" for t in range(length)]
+        done = next((t for t, path in enumerate(paths) if not path.is_file()), length)
+        with tqdm(total=length, initial=done, desc=self.clip.name, unit="frame", disable=not progress) as bar:
+            for path, mask in zip(paths[done:], self.frames(done) if done < length else ()):
+                io.write_labels(path, torch.from_numpy(mask.astype(np.int64)))
+                bar.update()
+        if overlay:
+            for t, picture in enumerate(self._overlays(paths)):
+                io.write_image(folder / "overlay" / f"{self.clip.frame_name(t)}.png", picture)
+            write_video(folder / "overlay.mp4", self._overlays(paths), fps)
+
+    def _claim(self, folder: Path) -> None:
+        """Note in the folder whose masks it holds; refuse one that holds others."""
+        settings = {"frames": len(self.clip), "ends": _ends(self.clip), "rows": self.rows, "n_iters": self.n_iters,
+                    "networks": [fingerprint(net) for net in (self.unet, self.raft, self.ssn)]}
+        note = folder / "segmentation.json"
+        if (folder / "masks").is_dir() and not note_says(note, settings):
+            raise ValueError(f"{folder} holds other masks: remove them or choose another folder")
+        write_note(note, settings)
+
+    def _overlays(self, paths: Sequence[Path]) -> Iterator[Tensor]:
+        for t, path in enumerate(paths):
+            picture = viz.overlay(self.clip.frame(t), io.read_labels(path))
+            yield torch.from_numpy(picture).permute(2, 0, 1).float() / 255
 
 
 def segment(source: str | Path | Clip, weights: str | Path = "motion", raft: str | Path = "small",
-            ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, device: str = "cpu",
-            progress: bool = True) -> Segmentation:
-    """What moves by itself in a video: frames to flow to superpixels to masks, frame by frame.
+            ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, device: str = "cpu") -> Segmentation:
+    """The whole job: ``segment("my_frames/").save("masks/")``.
 
     Args:
         source: a folder of frames, a video file, or a clip.
@@ -223,25 +268,19 @@ def segment(source: str | Path | Clip, weights: str | Path = "motion", raft: str
         rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
         n_iters: RAFT's corrections per pair.
 
+    Returns:
+        A :class:`Segmentation`, nothing of which is computed yet.
+
     Raises:
-        FileNotFoundError, ValueError: nothing to read, one frame only, or frames of several sizes.
+        FileNotFoundError, ValueError: nothing to read, one frame only, no such weights or device.
     """
     if rows < 8 or n_iters < 1:
         raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
     if len(clip) < 2:
         raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
-    unet, flow_net, ssn_net = (net.from_pretrained(name, device) for net, name in
-                               ((UNet, weights), (RAFT, raft), (SSN, ssn)))
-    height, width = clip.size
-    size = (rows, max(8, round(width * rows / height))) if rows < height else clip.size
-    masks = np.zeros((len(clip), height, width), dtype=np.uint8)
-    frames = (geometry.resize(clip.frame(t)[None].to(device), size)[0] for t in range(len(clip)))
-    numbered = enumerate(_frames_with_flow(flow_net, frames, n_iters))
-    for t, (frame, flow) in tqdm(numbered, desc=clip.name, unit="frame", total=len(clip), disable=not progress):
-        superpixels = find_superpixels(ssn_net, frame) if "superpixels" in unet.config.inputs else None
-        masks[t] = _mask(unet, network_input(unet.config.inputs, flow, superpixels, frame), clip.size)
-    return Segmentation(clip, masks)
+    return Segmentation(clip, UNet.from_pretrained(weights, device), RAFT.from_pretrained(raft, device),
+                        SSN.from_pretrained(ssn, device), rows, n_iters)
 
 
 def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int) -> Iterator[tuple[Tensor, Tensor]]:
