@@ -1,0 +1,38 @@
+"""The same answers on a GPU as on the CPU."""
+
+import pytest
+import torch
+
+from diffslic import pipeline
+from diffslic.datasets import scenes
+from diffslic.flow import RAFT
+from diffslic.segmentation import UNet, UNetConfig
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+SIZE = (96, 128)
+
+
+def test_scenes():
+    here, there = (scenes.Scene("crowd", n_frames=3, size=SIZE, seed=1, device=device) for device in ("cpu", "cuda"))
+    ours, theirs = here.view([0, 1]), there.view([0, 1])
+    same = ours.hits.index == theirs.hits.index.cpu()
+    assert same.float().mean() > 0.999  # rounding may decide a silhouette's pixel
+    assert (ours.depth - theirs.depth.cpu()).abs()[:, 0][same].max() < 1e-2
+    assert (ours.image - theirs.image.cpu()).abs().mean() < 1e-3
+    flow, other = here.motion([0, 1], ours, 1).flow, there.motion([0, 1], theirs, 1).flow.cpu()
+    assert (flow - other).abs().amax(1)[same].quantile(0.99) < 1e-2
+
+
+def test_raft():
+    net, images = RAFT().eval(), torch.rand(2, 1, 3, *SIZE)
+    with torch.no_grad():
+        ours = net(*images, n_iters=4)
+        theirs = net.cuda()(*images.cuda(), n_iters=4).cpu()
+    assert (ours - theirs).abs().max() < 0.05
+
+
+def test_masks():
+    clip = scenes.clips("lab", n_clips=1, n_frames=3, size=SIZE)[0]
+    net, channels = UNet(UNetConfig(3, inputs=("image",))).eval(), pipeline.network_input(["image"], frame=clip.frame(0))
+    with torch.no_grad():
+        assert (net(channels[None]) - net.cuda()(channels[None].cuda()).cpu()).abs().max() < 1e-2
