@@ -33,6 +33,7 @@ def test_raft():
 
 def test_masks():
     clip = scenes.clips("lab", n_clips=1, n_frames=3, size=SIZE)[0]
-    net, channels = UNet(UNetConfig(3, inputs=("image",))).eval(), pipeline.network_input(["image"], frame=clip.frame(0))
+    net = UNet(UNetConfig(3, inputs=("image",))).eval()
+    channels = pipeline.network_input(["image"], frame=clip.frame(0))
     with torch.no_grad():
         assert (net(channels[None]) - net.cuda()(channels[None].cuda()).cpu()).abs().max() < 1e-2
