@@ -39,6 +39,7 @@ def test_the_contracts_hold():
 @pytest.mark.parametrize(
     "module, line, contract",
     [("geometry", "from diffslic import report", "Rooms stand side by side"),
+     ("geometry", "from diffslic import files", "geometry, metrics and viz import nothing else"),
      ("flow.planted", "from diffslic.superpixels import slic", "Rooms stand side by side"),
      ("training", "from diffslic.flow import raft", "Rooms stand side by side"),
      ("report", "from diffslic import gate", "Rooms stand side by side"),
