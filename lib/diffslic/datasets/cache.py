@@ -103,12 +103,6 @@ def is_current(path: str | Path, attributes: Mapping[str, Any], length: int) -> 
         return False
 
 
-def read_configuration(path: str | Path) -> dict[str, Any]:
-    """The configuration that a cache was made with."""
-    with _opened(path) as file:
-        return json.loads(file.attrs["configuration"])
-
-
 def cached_clip(clip: Clip, path: str | Path) -> Clip:
     """The clip with the cache's fields as readers; a field that the clip had already is replaced.
 

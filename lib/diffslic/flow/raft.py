@@ -194,6 +194,7 @@ class Encoder(nn.Module):
         self.conv2 = nn.Conv2d(widths[3], out_channels, 1)
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to (B, D, H / 8, W / 8)."""
         x = self.norm1(self.conv1(image)).relu()
         return self.conv2(self.layer3(self.layer2(self.layer1(x))))
 
@@ -209,6 +210,7 @@ class Residual(nn.Module):
         self.downsample = _shortcut(in_channels, channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, channels, H / stride, W / stride)."""
         y = self.norm1(self.conv1(x)).relu()
         y = self.norm2(self.conv2(y)).relu()
         return (self.downsample(x) + y).relu()
@@ -227,6 +229,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, channels, H / stride, W / stride)."""
         y = self.norm1(self.conv1(x)).relu()
         y = self.norm2(self.conv2(y)).relu()
         y = self.norm3(self.conv3(y)).relu()
@@ -319,6 +322,7 @@ class UpdateBlock(nn.Module):
                                       nn.Conv2d(256, STRIDE * STRIDE * 9, 1))
 
     def forward(self, state: Tensor, context: Tensor, similarity: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """All at (h, w): the next state (B, hidden, ...) and a correction of the flow (B, 2, ...) in cells."""
         motion = self.encoder(similarity, flow)
         state = self.gru(state, torch.cat([context, motion], dim=1))
         return state, self.flow_head(state)
@@ -337,6 +341,7 @@ class MotionEncoder(nn.Module):
         self.conv = nn.Conv2d(corr[-1] + flow[1], out, 3, padding=1)
 
     def forward(self, similarity: Tensor, flow: Tensor) -> Tensor:
+        """(B, similarities, h, w) and flow (B, 2, h, w) in cells to (B, 82 or 128, h, w), the flow in the last two."""
         x = self.convc2(self.convc1(similarity).relu()).relu()
         y = self.convf2(self.convf1(flow).relu()).relu()
         return torch.cat([self.conv(torch.cat([x, y], dim=1)).relu(), flow], dim=1)
@@ -352,6 +357,7 @@ class ConvGRU(nn.Module):
         self.convq = nn.Conv2d(hidden + inputs, hidden, 3, padding=1)
 
     def forward(self, state: Tensor, x: Tensor) -> Tensor:
+        """State (B, hidden, h, w) and input (B, inputs, h, w) to the next state."""
         return gate(state, x, self.convz, self.convr, self.convq)
 
 
@@ -365,6 +371,7 @@ class SeparableConvGRU(nn.Module):
                 setattr(self, f"conv{name}{number}", nn.Conv2d(hidden + inputs, hidden, kernel, padding=padding))
 
     def forward(self, state: Tensor, x: Tensor) -> Tensor:
+        """State (B, hidden, h, w) and input (B, inputs, h, w) to the next state."""
         state = gate(state, x, self.convz1, self.convr1, self.convq1)
         return gate(state, x, self.convz2, self.convr2, self.convq2)
 
@@ -387,6 +394,7 @@ class FlowHead(nn.Module):
         self.conv2 = nn.Conv2d(inner, 2, 3, padding=1)
 
     def forward(self, state: Tensor) -> Tensor:
+        """(B, hidden, h, w) to (B, 2, h, w) in cells."""
         return self.conv2(self.conv1(state).relu())
 
 
