@@ -7,7 +7,6 @@ import json
 import math
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -142,13 +141,13 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
                                       schedule.steps * fabric.world_size, fabric.world_size))
     bar = tqdm(total=schedule.steps, initial=state["step"], disable=not (progress and fabric.is_global_zero),
                desc=f"training {out_dir.name}", unit="step")
-    started, before, running = time.perf_counter(), state["seconds"], []
+    started, before, running, told = time.perf_counter(), state["seconds"], [], {}
     wrapped.train()
     for batch in fabric.setup_dataloaders(loader, use_distributed_sampler=False):
         running.append(_step(fabric, wrapped, optimizer, loss, batch, schedule, state["step"]))
         state["step"] += 1
         bar.update()
-        bar.set_postfix(loss=f"{running[-1]:.4f}", refresh=False)
+        bar.set_postfix(loss=f"{running[-1]:.4f}", **told, refresh=False)
         if state["step"] % schedule.validate_every and state["step"] != schedule.steps:
             continue
         if fabric.is_global_zero:
@@ -157,9 +156,7 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
             state["seconds"] = before + time.perf_counter() - started
             _keep(state, figures, model, optimizer, identity, out_dir, monitor, higher_is_better)
             fabric.log_dict(figures, step=state["step"])
-            if progress:
-                told = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-                bar.write(f"step {state['step']}: {told}", file=sys.stderr)
+            told = {monitor: f"{figures[monitor]:.4g}", "at": state["step"]}
         state, running = fabric.broadcast(state), []
     bar.close()
     return FitResult(pd.DataFrame(state["history"]), state["best_step"], state["seconds"],
