@@ -141,7 +141,8 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
                                       schedule.steps * fabric.world_size, fabric.world_size))
     bar = tqdm(total=schedule.steps, initial=state["step"], disable=not (progress and fabric.is_global_zero),
                desc=f"training {out_dir.name}", unit="step")
-    started, before, running, told = time.perf_counter(), state["seconds"], [], {}
+    started, before, running = time.perf_counter(), state["seconds"], []
+    told: dict[str, Any] = {}
     wrapped.train()
     for batch in fabric.setup_dataloaders(loader, use_distributed_sampler=False):
         running.append(_step(fabric, wrapped, optimizer, loss, batch, schedule, state["step"]))
