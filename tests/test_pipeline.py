@@ -6,7 +6,7 @@ import torch
 
 from diffslic import datasets, geometry, pipeline
 from diffslic.datasets import io
-from diffslic.flow import RAFT
+from diffslic.flow import RAFT, polish
 from diffslic.segmentation import UNet, UNetConfig
 from diffslic.superpixels import SSN, SSNConfig
 
@@ -63,9 +63,17 @@ def test_network_input_names_what_is_missing():
         pipeline.network_input(["depth"], flow)
 
 
+def test_the_flow_of_a_video_is_rafts_polished(clips, raft):
+    frames = [clips[0].frame(t) for t in range(3)]
+    plain, polished = (list(pipeline.video_flow(raft, iter(frames), 2, polished=p)) for p in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, raft.video(frames, 2), strict=True))
+    assert torch.equal(polished[1], polish(frames[1][None], frames[2][None], plain[1][None])[0])
+    assert len(polished) == 2 and not torch.equal(polished[1], plain[1])
+
+
 def test_precomputed_is_computed_once_and_only_once(clips, raft, tmp_path, monkeypatch):
     cached = pipeline.precompute_flow(clips, raft, tmp_path, n_iters=2, progress=False)
-    expected = list(raft.video((clips[0].frame(t) for t in range(3)), n_iters=2))
+    expected = list(pipeline.video_flow(raft, (clips[0].frame(t) for t in range(3)), n_iters=2))
     assert (cached[0].flow(1) - expected[1]).abs().max() <= 1 / 128 + 1e-4
     calls = []
     video = raft.video
@@ -81,6 +89,8 @@ def test_other_weights_settings_or_pictures_are_computed_anew(clips, raft, tmp_p
     first = pipeline.precompute_flow(clips[:1], raft, tmp_path, n_iters=1, progress=False)[0].flow(0)
     more = pipeline.precompute_flow(clips[:1], raft, tmp_path, n_iters=2, progress=False)[0].flow(0)
     assert not torch.equal(first, more)
+    plain = pipeline.precompute_flow(clips[:1], raft, tmp_path, n_iters=2, polished=False, progress=False)[0].flow(0)
+    assert not torch.equal(more, plain)
     brighter = clips[0].with_readers(frame=lambda t: clips[0].frame(t) * 0.5)
     darker = pipeline.precompute_flow([brighter], raft, tmp_path, n_iters=2, progress=False)[0].flow(0)
     assert not torch.equal(more, darker)
@@ -135,7 +145,7 @@ def test_segment_a_folder_end_to_end(clips, weights, tmp_path):
 
 def test_every_frame_has_the_flow_of_its_own_pixels(raft):
     frames = list(torch.rand(4, 3, *SIZE))
-    pairs = list(pipeline._frames_with_flow(raft, iter(frames), 2))
+    pairs = list(pipeline._frames_with_flow(raft, iter(frames), 2, polished=False))
     assert [torch.equal(frame, own) for (frame, _), own in zip(pairs, frames)] == [True] * 4
     with torch.no_grad():
         assert torch.allclose(pairs[0][1], raft(frames[0][None], frames[1][None], 2)[0], atol=1e-4)

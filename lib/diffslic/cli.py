@@ -26,6 +26,7 @@ BAD_INPUT = (ValueError, LookupError, OSError, typer.BadParameter.__mro__[1])
 
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON, for a machine.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+Polish = Annotated[bool, typer.Option(help="Bring RAFT's flow to a fraction of a pixel.")]
 Precision = Annotated[str, typer.Option(help="Of training: 32-true, bf16-mixed, 16-mixed.")]
 Batch = Annotated[int, typer.Option("--batch-size", help="Samples per step and process.")]
 Root = Annotated[Path, typer.Argument(help="The dataset's folder, or own frames or a video file.")]
@@ -255,6 +256,7 @@ def segment(
     raft: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     ssn: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "scenes",
     rows: Annotated[int, typer.Option(help="Height at which the networks work.")] = 240,
+    polish: Polish = True,
     overlay: Annotated[bool, typer.Option(help="Also write overlay frames and film.")] = True,
     fps: Annotated[float, typer.Option(help="Frames per second of the film.")] = 24,
     device: Device = "cpu",
@@ -266,7 +268,7 @@ def segment(
     """
     from diffslic import pipeline
 
-    result = pipeline.segment(source, weights, raft, ssn, rows=rows, device=device)
+    result = pipeline.segment(source, weights, raft, ssn, rows=rows, polished=polish, device=device)
     result.save(out, overlay, fps, progress=not as_json)
     show({"frames": len(result.clip), "out": str(out)}, as_json)
 
@@ -281,6 +283,7 @@ def precompute_flow(
     resolution: Resolution = "480p",
     weights: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
+    polish: Polish = True,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -293,7 +296,7 @@ def precompute_flow(
 
     clips = _open(dataset, root, split, resolution)
     out = pipeline.cache_folder(cache, dataset, resolution, "flow")
-    pipeline.precompute_flow(clips, RAFT.from_pretrained(weights, device), out, iters, progress=not as_json)
+    pipeline.precompute_flow(clips, RAFT.from_pretrained(weights, device), out, iters, polish, progress=not as_json)
     show({"clips": len(clips), "out": str(out)}, as_json)
 
 

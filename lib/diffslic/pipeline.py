@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import tee
+from itertools import pairwise, tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from diffslic.datasets.clip import Clip
 from diffslic.datasets.folder import image_files
 from diffslic.datasets.video import write_video
 from diffslic.files import note_says, write_note, written_whole
-from diffslic.flow import RAFT, tvl1
+from diffslic.flow import RAFT, polish, tvl1
 from diffslic.segmentation import UNet, camera_motion
 from diffslic.superpixels import SSN
 from diffslic.training import device_of
@@ -86,10 +86,29 @@ def network_input(inputs: Sequence[str], flow: Tensor | None = None, superpixels
     return torch.cat([given[name]() for name in inputs])
 
 
+# ---------------------------------------------------------------- flow of a video
+
+
+def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished: bool = True) -> Iterator[Tensor]:
+    """Flow from each frame to the next as everything here uses it: RAFT's, polished.
+
+    Args:
+        frames: (3, H, W) RGB in [0, 1] each, all of one size; read one at a time.
+        n_iters: RAFT's corrections per pair.
+        polished: bring it to a fraction of a pixel by :func:`diffslic.flow.polish`.
+
+    Yields:
+        (2, H, W) flow in pixels, one less than there are frames.
+    """
+    ahead, seen = tee(frames)
+    for flow, (first, second) in zip(raft.video(ahead, n_iters), pairwise(seen)):
+        yield polish(first[None], second[None], flow[None])[0] if polished else flow
+
+
 # ---------------------------------------------------------------- pre-generate, then train
 
 
-def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12,
+def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12, polished: bool = True,
                     progress: bool = True) -> list[Clip]:
     """Keep the flow of clips, one HDF5 file each, and return the clips with it as their ``flow``.
 
@@ -98,12 +117,12 @@ def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_ite
 
     Args:
         folder: where the files go; ``<clip name>.h5`` each.
-        n_iters: RAFT's corrections per pair.
+        n_iters, polished: see :func:`video_flow`.
     """
     def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
-        return {"flow": raft.video((clip.frame(t) for t in range(len(clip))), n_iters)}
+        return {"flow": video_flow(raft, (clip.frame(t) for t in range(len(clip))), n_iters, polished)}
 
-    settings = {"flow": fingerprint(raft), "n_iters": n_iters}
+    settings = {"flow": fingerprint(raft), "n_iters": n_iters, "polished": polished}
     return _precompute(clips, Path(folder), settings, fields, "flow", progress)
 
 
@@ -198,6 +217,7 @@ class Segmentation:
     ssn: SSN
     rows: int
     n_iters: int
+    polished: bool
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -212,7 +232,8 @@ class Segmentation:
         device, inputs = device_of(self.unet), self.unet.config.inputs
         pictures = (geometry.resize(self.clip.frame(t)[None].to(device), size)[0]
                     for t in range(first, len(self.clip)))
-        for t, (frame, flow) in enumerate(_frames_with_flow(self.raft, pictures, self.n_iters), first):
+        pairs = _frames_with_flow(self.raft, pictures, self.n_iters, self.polished)
+        for t, (frame, flow) in enumerate(pairs, first):
             if t >= start:
                 superpixels = find_superpixels(self.ssn, frame) if "superpixels" in inputs else None
                 yield _mask(self.unet, network_input(inputs, flow, superpixels, frame), self.clip.size)
@@ -246,7 +267,7 @@ class Segmentation:
     def _claim(self, folder: Path) -> None:
         """Note in the folder whose masks it holds; refuse one that holds others."""
         settings = {"frames": len(self.clip), "ends": _ends(self.clip), "rows": self.rows, "n_iters": self.n_iters,
-                    "networks": [fingerprint(net) for net in (self.unet, self.raft, self.ssn)]}
+                    "polished": self.polished, "networks": [fingerprint(net) for net in (self.unet, self.raft, self.ssn)]}
         note = folder / "segmentation.json"
         if (folder / "masks").is_dir() and not note_says(note, settings):
             raise ValueError(f"{folder} holds other masks: remove them or choose another folder")
@@ -259,14 +280,15 @@ class Segmentation:
 
 
 def segment(source: str | Path | Clip, weights: str | Path = "motion", raft: str | Path = "small",
-            ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, device: str = "cpu") -> Segmentation:
+            ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, polished: bool = True,
+            device: str = "cpu") -> Segmentation:
     """The whole job: ``segment("my_frames/").save("masks/")``.
 
     Args:
         source: a folder of frames, a video file, or a clip.
         weights, raft, ssn: shipped names or files of the U-Net, the flow and the superpixel network.
         rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
-        n_iters: RAFT's corrections per pair.
+        n_iters, polished: see :func:`video_flow`.
 
     Returns:
         A :class:`Segmentation`, nothing of which is computed yet.
@@ -280,18 +302,18 @@ def segment(source: str | Path | Clip, weights: str | Path = "motion", raft: str
     if len(clip) < 2:
         raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
     return Segmentation(clip, UNet.from_pretrained(weights, device), RAFT.from_pretrained(raft, device),
-                        SSN.from_pretrained(ssn, device), rows, n_iters)
+                        SSN.from_pretrained(ssn, device), rows, n_iters, polished)
 
 
-def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int,
+                      polished: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Every frame (3, H, W) with a flow of its own pixels; the last one's is the way back, turned around."""
     ahead, seen = tee(frames)
-    for flow, frame in zip(raft.video(ahead, n_iters), seen):  # in this order zip leaves the last frame in ``seen``
+    for flow, frame in zip(video_flow(raft, ahead, n_iters, polished), seen):  # zip leaves the last in ``seen``
         yield frame, flow
         before = frame
     last = next(seen)
-    with torch.no_grad():
-        yield last, -raft(last[None], before[None], n_iters)[0]
+    yield last, -next(video_flow(raft, (last, before), n_iters, polished))
 
 
 @torch.no_grad()

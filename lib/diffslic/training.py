@@ -3,6 +3,7 @@
 This module knows Fabric and no model: what is trained, on what and how it is weighed comes from ``recipes``.
 """
 
+import atexit
 import json
 import math
 import multiprocessing
@@ -175,7 +176,16 @@ def _open_fabric(device: str, devices: int, precision: str, loggers: Sequence[An
     fabric = Fabric(accelerator=accelerator, devices=[int(index)] if index else per_node, num_nodes=nodes,
                     precision=precision, loggers=list(loggers))
     fabric.launch()
+    if fabric.world_size > 1:
+        # Fabric sees to this for NCCL alone; gloo's threads, left to themselves, can abort a process that is done.
+        atexit.register(_leave_group)
     return fabric
+
+
+def _leave_group() -> None:
+    """Leave the processes' group before the interpreter ends, unless somebody has (a second fit registers again)."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _step(fabric: Any, model: nn.Module, optimizer: Any, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch,

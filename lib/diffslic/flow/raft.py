@@ -121,8 +121,8 @@ class RAFT(nn.Module):
             first, first_features = second, second_features
 
     def features(self, image: Tensor) -> Tensor:
-        """What is compared (section 3.1): (B, D, H / 8, W / 8), sides rounded up."""
-        return self.fnet(_normalise(image))
+        """What is compared (section 3.1): (B, D, H / 8, W / 8), sides rounded up, of the image's dtype."""
+        return self.fnet(_normalise(image)).to(image.dtype)
 
     def refine(self, features1: Tensor, features2: Tensor, image1: Tensor, n_iters: int,
                initial: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -260,12 +260,14 @@ def correlation_pyramid(features1: Tensor, features2: Tensor, levels: int) -> li
     """
     first = features1.flatten(2).transpose(1, 2) / features1.shape[1] ** 0.5
     pyramid = []
-    for level in range(levels):
-        height, width = features2.shape[-2:]
-        pyramid.append((first @ features2.flatten(2)).unflatten(2, (height, width)))
-        if level < levels - 1:
-            features2 = F.avg_pool2d(features2, 2) if min(height, width) > 1 \
-                else features2[..., :height // 2, :width // 2]
+    # Mixed precision stops here: what tells one fraction of a cell from the next are small differences of products.
+    with torch.autocast(features1.device.type, enabled=False):
+        for level in range(levels):
+            height, width = features2.shape[-2:]
+            pyramid.append((first @ features2.flatten(2)).unflatten(2, (height, width)))
+            if level < levels - 1:
+                features2 = F.avg_pool2d(features2, 2) if min(height, width) > 1 \
+                    else features2[..., :height // 2, :width // 2]
     return pyramid
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffslic import metrics, training
+from diffslic import geometry, metrics, training
 from diffslic.datasets import scenes
 from diffslic.datasets.clip import Clip
 from diffslic.flow import RAFT, RAFTConfig, matching_loss, sequence_loss
@@ -18,6 +18,7 @@ from diffslic.recipes.cards import write_card
 
 SIZE = (240, 320)  # of the rendered frames
 CROP = (160, 224)
+LOG_SCALE = (-0.5, 0.7)  # crops are shrunk by up to 1.4 and enlarged by up to 1.6, to this power of two
 VALIDATION_SEED = 900_000  # scenes from this seed on are never trained on
 CARD = {"what": "Optical flow (Teed and Deng 2020), trained on procedural scenes only.",
         "gpu_command": "diffslic train raft --out runs/raft --steps 60000 --batch-size 12 --workers 12 --device cuda",
@@ -51,10 +52,13 @@ class Pairs:
     def _sample(self, rng: np.random.Generator) -> dict[str, Tensor]:
         scene, t = int(rng.integers(self.n_scenes)), int(rng.integers(self.n_frames - 1))
         images, flow = self._drawn(scene)[t]
-        rows, columns = augment.crop_window(SIZE, CROP, rng)
+        # Cut a window of another size and bring it to that of all: things near and far, fast and slow motion.
+        scale = 2 ** rng.uniform(*LOG_SCALE)
+        rows, columns = augment.crop_window(SIZE, (round(CROP[0] / scale), round(CROP[1] / scale)), rng)
         mirror = rng.random() < 0.5, rng.random() < 0.1
         images = augment.flip_image(images[..., rows, columns].float() / 255, *mirror)
         flow = augment.flip_flow(flow[:, rows, columns].float(), *mirror)
+        images, flow = geometry.resize(images, CROP), geometry.resize_flow(flow[None], CROP)[0]
         images = augment.blur(augment.jitter_colors(images, rng), rng)
         # A point that comes close to the camera can move by thousands of pixels: no lesson in that.
         return {"image1": images[0], "image2": images[1], "flow": flow, "valid": flow.norm(dim=0) < 200}

@@ -1,0 +1,51 @@
+"""TV-L1 and the polish: known translations, and sizes that disagree."""
+
+import pytest
+import torch
+
+from diffslic import datasets, geometry, metrics
+from diffslic.flow import polish, tvl1
+
+
+def moved(by):
+    """A frame of a scene, the frame with everything displaced, and the flow (2, 64, 80) between them."""
+    frame = datasets.open("scenes", n_clips=1, n_frames=2, size=(64, 80))[0].frame(0)
+    shift = torch.tensor(by)[:, None, None].expand(2, 64, 80)
+    return frame, geometry.warp(frame[None], -shift[None], padding="border")[0], shift  # x has gone to x + shift
+
+
+def test_a_translation_is_found():
+    frame, second, shift = moved([2.0, -1.0])
+    found, = tvl1([frame, second])
+    assert metrics.flow(found[:, 8:-8, 8:-8], shift[:, 8:-8, 8:-8])["epe"] < 0.3
+
+
+def test_frames_of_two_sizes():
+    with pytest.raises(ValueError, match="of one size"):
+        list(tvl1([torch.rand(3, 8, 8), torch.rand(3, 8, 9)]))
+
+
+def test_polish_turns_a_rough_flow_into_an_exact_one():
+    """Far beyond what the search could find by itself: the rough flow has to lead it there."""
+    frame, second, shift = moved([24.3, -1.6])
+    torch.manual_seed(0)
+    rough = shift[None] + geometry.resize(1.5 * torch.randn(1, 2, 8, 10), (64, 80))
+    inside = (0, slice(None), slice(8, -8), slice(8, -32))  # what has not left the frame
+    before, after = (metrics.flow(field[inside], shift[inside[1:]])["epe"]
+                     for field in (rough, polish(frame[None], second[None], rough)))
+    alone = polish(frame[None], second[None], torch.zeros_like(rough))
+    assert before > 1 and after < 0.25 and metrics.flow(alone[inside], shift[inside[1:]])["epe"] > 2
+
+
+def test_polish_treats_each_pair_by_itself_and_keeps_what_is_too_small():
+    frame, second, shift = moved([1.0, 0.5])
+    batch = torch.stack([frame, second]), torch.stack([second, frame]), torch.stack([shift, -shift])
+    together = polish(*batch)
+    assert torch.equal(together[1], polish(*(part[1:] for part in batch))[0])
+    small = torch.rand(1, 2, 15, 40)
+    assert torch.equal(polish(torch.rand(1, 3, 15, 40), torch.rand(1, 3, 15, 40), small), small)
+
+
+def test_polish_names_sizes_that_do_not_belong_together():
+    with pytest.raises(ValueError, match=r"of one size, got \(1, 3, 20, 20\), \(1, 3, 20, 20\) and \(1, 2, 20, 21\)"):
+        polish(torch.rand(1, 3, 20, 20), torch.rand(1, 3, 20, 20), torch.rand(1, 2, 20, 21))
