@@ -206,3 +206,19 @@ def test_bad_input(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other.pth does not hold the weights of a RAFT"):
         RAFT.from_pretrained(tmp_path / "other.pth")
+
+
+def test_mixed_precision_keeps_positions_and_similarities_whole():
+    """A position of 40 cells has steps of a quarter of a cell in bfloat16: the flow must not be kept in it."""
+    torch.manual_seed(0)
+    net = RAFT().eval()
+    first, second = torch.rand(2, 1, 3, 64, 320)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        flows, similarity = net.predictions(first, second, n_iters=3)
+        features = net.features(first), net.features(second)
+        mixed = correlation_pyramid(*features, levels=2)
+    assert {flow.dtype for flow in flows} == {similarity.dtype} == {torch.float32}
+    assert all(map(torch.equal, mixed, correlation_pyramid(*features, levels=2)))
+    with torch.no_grad():
+        exact = net.predictions(first, second, n_iters=3).flows[-1]
+    assert (flows[-1] - exact).abs().max() < 0.02 * exact.abs().max()
