@@ -118,6 +118,12 @@ def test_tvl1_beside_raft(clips, tmp_path):
     assert (cached.flow(0) - truth).norm(dim=0).median() < truth.norm(dim=0).median()
 
 
+def test_predict_from_flow_repeats_the_last_mask(clips):
+    masks = pipeline.predict_from_flow(lambda flow: flow[:, 0] > 0, clips[0])
+    assert masks.shape == (3, *SIZE) and masks.dtype == np.uint8
+    assert np.array_equal(masks[1], (clips[0].flow(1)[0] > 0).numpy()) and np.array_equal(masks[2], masks[1])
+
+
 @pytest.fixture
 def weights(tmp_path):
     """Files of small untrained networks."""

@@ -200,6 +200,19 @@ def predict(unet: UNet, clip: Clip, progress: bool = False) -> np.ndarray:
     return masks
 
 
+def predict_from_flow(method: Callable[[Tensor], Tensor], clip: Clip) -> np.ndarray:
+    """Masks of a clip by a method that sees its flow alone, as :func:`predict` gives a network's.
+
+    Args:
+        method: (1, 2, H, W) flow in pixels to (1, H, W) bool, such as ``segmentation.camera_residual_mask``.
+
+    Returns:
+        (T, H, W) uint8; the last frame repeats the mask before it.
+    """
+    masks = [method(clip.flow(t)[None])[0].byte().cpu().numpy() for t in clip.frames_with("flow")]
+    return np.stack([*masks, masks[-1]])
+
+
 def clip_input(clip: Clip, t: int, inputs: Sequence[str]) -> Tensor:
     """Channels (C, H, W) of frame t from what the clip holds; its flow is the one that leaves frame t."""
     return network_input(inputs, clip.flow(t) if "flow" in inputs else None,

@@ -85,6 +85,32 @@ def test_samples_cover_every_frame_once_an_epoch_and_keep_inputs_and_mask_togeth
     assert set(torch.cat([batch["labels"] for batch in batches]).unique().tolist()) <= {0, 1}
 
 
+def test_some_samples_show_flow_alone(clips):
+    batches = [unet.Samples(clips, pipeline.INPUTS, batch_size=6, seed=0)(number)["input"] for number in range(5)]
+    flow, looks = (torch.cat(batches)[:, part].flatten(1).abs().amax(1) > 0 for part in (slice(0, 4), slice(4, None)))
+    assert flow.all() and 0.2 < 1 - looks.float().mean() < 0.6
+    alone = unet.Samples(clips, ["superpixels", "image"], batch_size=6, seed=0)
+    assert all((alone(number)["input"].flatten(1).abs().amax(1) > 0).all() for number in range(5))
+
+
+def test_a_disguise_keeps_where_looks_change():
+    values = torch.rand(4, 6, 7)
+    values[:, :, 3:] = values[:, :1, :1]  # nothing changes here
+    disguised = augment.disguise(values, np.random.default_rng(2))
+    assert not torch.allclose(disguised, values)
+    steps, hidden = (v.diff(dim=1).abs() for v in (values, disguised))
+    assert (hidden[:, :, 3:] == 0).all()
+    for row in hidden:  # each is one of the old channels, times one number between a half and one and a half
+        ratios = (row[:, :3] / steps[:, :, :3]).flatten(1)
+        fits = (ratios - ratios.mean(1, keepdim=True)).abs().amax(1) < 1e-3
+        assert fits.sum() == 1 and 0.5 <= ratios[fits].mean() <= 1.5
+
+
+def test_table_means_over_clips():
+    rows = [{"J-Mean": j, "J-Recall": 1.0, "F-Mean": 0.0, "J-Decay": 9.0} for j in (0.2, 0.6)]
+    assert unet.table({"a": rows}).loc["a"].to_dict() == {"J-Mean": 0.4, "J-Recall": 1.0, "F-Mean": 0.0}
+
+
 @pytest.mark.parametrize("inputs", [["flow"], ["superpixels"], ["flow", "superpixels", "image"]])
 def test_a_few_steps_of_the_unet(clips, tmp_path, inputs):
     fit = unet.train(tmp_path, clips[:2], clips[2:], inputs=inputs, steps=2, batch_size=2, widths=(4, 8), workers=0,

@@ -24,6 +24,17 @@ def jitter_colors(images: Tensor, rng: np.random.Generator) -> Tensor:
     return (images + float(rng.uniform(0, 0.03)) * noise).clamp(0, 1)
 
 
+def disguise(values: Tensor, rng: np.random.Generator) -> Tensor:
+    """Give each channel of (C, ...) a sign and a strength of its own, up to half more or less, and all a new order.
+
+    What something looks like is no evidence of whether it moves; where its looks change is. After this a network
+    can learn the second from few videos, and not the first by heart.
+    """
+    gain = rng.choice([-1.0, 1.0], len(values)) * rng.uniform(0.5, 1.5, len(values))
+    gain = torch.from_numpy(gain).to(values).reshape(-1, *[1] * (values.ndim - 1))
+    return (values * gain)[torch.from_numpy(rng.permutation(len(values))).to(values.device)]
+
+
 def blur(images: Tensor, rng: np.random.Generator) -> Tensor:
     """Half of the time, a Gaussian lens blur of up to 2 pixels, the same for all images (B, 3, H, W)."""
     if rng.random() < 0.5:

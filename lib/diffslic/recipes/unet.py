@@ -1,11 +1,12 @@
 """How the U-Net learns to segment what moves: cached flow and superpixel features, BCE + Dice, region J."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from diffslic.superpixels import SSN
 CROP = (192, 256)
 VOID = 255
 MEMORY, BYTES_PER_PIXEL = 2 << 30, 17  # frames kept by each process that makes batches: two gigabytes of them
+WITHHELD = 0.4  # share of samples that show flow alone, so that looks help to read it and do not replace it
 Window = tuple[slice, slice]
 CARD = {"what": "Masks of what moves by itself.",
         "gpu_command": "diffslic train unet --out runs/unet --n-clips 1000 --steps 20000 --workers 12 --device cuda",
@@ -41,7 +43,7 @@ class _Frame(NamedTuple):
 class Samples:
     """Batches of network inputs and masks, cut from all frames of some clips in random order.
 
-    Every crop is mirrored at random (the flow with it); the flow's strength and the colours vary.
+    Every crop is mirrored at random (the flow with it), the flow's strength varies, and looks are disguised.
 
     Args:
         clips: with frames, labels, and cached flow and superpixels as far as ``inputs`` need them.
@@ -73,7 +75,10 @@ class Samples:
         window = augment.crop_window(tuple(frame.mask.shape), CROP, rng)
         mirror = rng.random() < 0.5, False  # gravity: nothing is ever seen upside down
         make = {"flow": self._flow, "superpixels": self._superpixels, "image": self._image}
-        return {"input": torch.cat([make[name](frame, window, mirror, rng) for name in self.inputs]),
+        parts = {name: make[name](frame, window, mirror, rng) for name in self.inputs}
+        if "flow" in parts and rng.random() < WITHHELD:
+            parts = {name: part if name == "flow" else torch.zeros_like(part) for name, part in parts.items()}
+        return {"input": torch.cat(list(parts.values())),
                 "labels": augment.flip_image(frame.mask[window], *mirror).long()}
 
     @staticmethod
@@ -83,12 +88,13 @@ class Samples:
 
     @staticmethod
     def _superpixels(frame: "_Frame", window: Window, mirror: tuple[bool, bool], rng: np.random.Generator) -> Tensor:
-        return 0.1 * frame.vectors.float().T[:, augment.flip_image(frame.labels[window], *mirror).long()]
+        vectors = augment.disguise(frame.vectors.float().T, rng)
+        return 0.1 * vectors[:, augment.flip_image(frame.labels[window], *mirror).long()]
 
     @staticmethod
     def _image(frame: "_Frame", window: Window, mirror: tuple[bool, bool], rng: np.random.Generator) -> Tensor:
         image = augment.jitter_colors(frame.image[(slice(None), *window)][None].float() / 255, rng)[0]
-        return 2 * augment.flip_image(image, *mirror) - 1
+        return augment.disguise(2 * augment.flip_image(image, *mirror) - 1, rng)
 
 
 def _read_frame(clip: Clip, t: int, inputs: Sequence[str]) -> _Frame:
@@ -154,6 +160,13 @@ def score(masks: np.ndarray, clip: Clip) -> dict[str, float]:
     """DAVIS 2016 figures of masks (T, H, W) against the clip's labels, all objects taken together."""
     truth = np.stack([(clip.labels(t) > 0).numpy() for t in range(len(clip))]).astype(np.uint8)
     return metrics.davis(masks, truth, protocol="davis2016").summary()
+
+
+def table(scores: Mapping[str, Sequence[dict[str, float]]]) -> pd.DataFrame:
+    """Means over clips of J, its recall and F: a row per method, from what :func:`score` gave for each of its clips."""
+    columns = ["J-Mean", "J-Recall", "F-Mean"]
+    return pd.DataFrame({name: {key: np.mean([row[key] for row in rows]) for key in columns}
+                         for name, rows in scores.items()}).T
 
 
 def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, resolution: str = "480p",
