@@ -59,6 +59,17 @@ def test_segment(capsys, frames, weights, tmp_path):
     assert (tmp_path / "out" / "overlay.mp4").stat().st_size > 0
 
 
+def test_segment_a_dataset_and_evaluate_it(capsys, davis, weights, tmp_path):
+    capsys.readouterr()
+    assert cli.main(["segment", str(davis), "--dataset", "davis2016", "--resolution", "48p", "--no-overlay", "--json",
+                     "--out", str(tmp_path / "out"), *weights]) == 0
+    assert json.loads(capsys.readouterr().out) == {"clips": 2, "frames": 6, "out": str(tmp_path / "out")}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lab-00000", "lab-00001"]
+    truth = davis / "Annotations" / "48p"
+    assert cli.main(["evaluate", "davis2016", str(tmp_path / "out"), str(truth), "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["J-Mean"] <= 1
+
+
 def test_precompute_twice(capsys, davis, weights, tmp_path):
     for command, network in (("flow", weights[3]), ("superpixels", weights[5])):
         arguments = ["precompute", command, str(davis), "--resolution", "48p", "--cache", str(tmp_path),

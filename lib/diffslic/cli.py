@@ -250,8 +250,9 @@ def scenes(
 
 @app.command()
 def segment(
-    source: Annotated[Path, typer.Argument(help="A folder of frames, or a video file.")],
-    out: Annotated[Path, typer.Option(help="Where masks/, overlay/ and overlay.mp4 go.")],
+    source: Annotated[Path, typer.Argument(help="A folder of frames, a video file, or a dataset's folder.")],
+    out: Annotated[Path, typer.Option(help="Where masks/, overlay/ and overlay.mp4 go; of a dataset: OUT/<clip>/...")],
+    dataset: Dataset = "folder", split: Split = "all", resolution: Resolution = "480p",
     weights: Annotated[str, typer.Option(help="U-Net: a shipped name or a file.")] = "motion",
     raft: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     ssn: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "scenes",
@@ -265,12 +266,19 @@ def segment(
     """Find what moves by itself in a video, with the shipped networks. A stopped run goes on where it was.
 
     Example: diffslic segment my_frames/ --out masks/
+
+    All clips of a dataset: diffslic segment ../DAVIS2016 --dataset davis2016 --split val --out masks/
     """
     from diffslic import pipeline
 
-    result = pipeline.segment(source, weights, raft, ssn, rows=rows, polished=polish, device=device)
-    result.save(out, overlay, fps, progress=not as_json)
-    show({"frames": len(result.clip), "out": str(out)}, as_json)
+    sources = {out: source} if dataset == "folder" else \
+        {out / clip.name: clip for clip in _open(dataset, source, split, resolution)}
+    frames = 0
+    for place, clip in sources.items():
+        result = pipeline.segment(clip, weights, raft, ssn, rows=rows, polished=polish, device=device)
+        result.save(place, overlay, fps, progress=not as_json)
+        frames += len(result.clip)
+    show({"clips": len(sources), "frames": frames, "out": str(out)}, as_json)
 
 
 precompute_app = typer.Typer(help="Keep flow or superpixels on disk: pre-generate, then train.", rich_markup_mode=None)
