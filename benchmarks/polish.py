@@ -42,9 +42,13 @@ def real_pairs(folder: Path) -> dict[str, list[Pair]]:
     return pairs
 
 
-def timed(function: Callable[[], Tensor], seconds: list[float]) -> Tensor:
+def tvl1_flow(first: Tensor, second: Tensor) -> Tensor:
+    return next(tvl1([first, second]))
+
+
+def timed(seconds: list[float], function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     start = time.process_time()
-    result = function()
+    result = function(*arguments)
     seconds.append(time.process_time() - start)
     return result
 
@@ -63,9 +67,9 @@ def main() -> None:
         for first, second, truth, known in rows:
             spent = cost if name == "scenes" else {key: [] for key in cost}
             with torch.no_grad():
-                rough = timed(lambda: raft(first[None], second[None]), spent["RAFT"])
-            fine = timed(lambda: polish(first[None], second[None], rough), spent["polish"])
-            other = timed(lambda: next(tvl1([first, second])), spent["TV-L1"])
+                rough = timed(spent["RAFT"], raft, first[None], second[None])
+            fine = timed(spent["polish"], polish, first[None], second[None], rough)
+            other = timed(spent["TV-L1"], tvl1_flow, first, second)
             errors.append([metrics.flow(flow, truth, known)["epe"]
                            for flow in (torch.zeros_like(truth), rough[0], fine[0], other)])
         print(f"{name:20} " + " ".join(f"{statistics.mean(column):{width}.2f}"

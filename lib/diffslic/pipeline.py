@@ -279,8 +279,9 @@ class Segmentation:
 
     def _claim(self, folder: Path) -> None:
         """Note in the folder whose masks it holds; refuse one that holds others."""
-        settings = {"frames": len(self.clip), "ends": _ends(self.clip), "rows": self.rows, "n_iters": self.n_iters,
-                    "polished": self.polished, "networks": [fingerprint(net) for net in (self.unet, self.raft, self.ssn)]}
+        settings = {"frames": len(self.clip), "ends": _ends(self.clip), "rows": self.rows,
+                    "n_iters": self.n_iters, "polished": self.polished,
+                    "networks": [fingerprint(net) for net in (self.unet, self.raft, self.ssn)]}
         note = folder / "segmentation.json"
         if (folder / "masks").is_dir() and not note_says(note, settings):
             raise ValueError(f"{folder} holds other masks: remove them or choose another folder")

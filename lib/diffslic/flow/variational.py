@@ -65,9 +65,9 @@ def polish(image1: Tensor, image2: Tensor, flow: Tensor) -> Tensor:
     search.setVariationalRefinementIterations(10)
     polished = []
     for first, second, start in zip(image1, image2, flow.detach()):
-        pair = [np.rint(255 * _grey(image)).astype(np.uint8) for image in (first, second)]
+        before, after = (np.rint(255 * _grey(image)).astype(np.uint8) for image in (first, second))
         begin = np.ascontiguousarray(start.cpu().float().permute(1, 2, 0).numpy())
-        polished.append(torch.from_numpy(search.calc(*pair, begin)).permute(2, 0, 1))
+        polished.append(torch.from_numpy(np.asarray(search.calc(before, after, begin))).permute(2, 0, 1))
     return torch.stack(polished).to(flow)
 
 
