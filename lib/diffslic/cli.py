@@ -27,7 +27,7 @@ BAD_INPUT = (ValueError, LookupError, OSError, typer.BadParameter.__mro__[1])
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON, for a machine.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Polish = Annotated[bool, typer.Option(help="Bring RAFT's flow to a fraction of a pixel.")]
-Precision = Annotated[str, typer.Option(help="Of training: 32-true, bf16-mixed, 16-mixed.")]
+Precision = Annotated[str, typer.Option(help="Of training: 32-true or bf16-mixed.")]
 Batch = Annotated[int, typer.Option("--batch-size", help="Samples per step and process.")]
 Root = Annotated[Path, typer.Argument(help="The dataset's folder, or own frames or a video file.")]
 Cache = Annotated[Path, typer.Option(help="Flow and superpixels are kept below it, by dataset and resolution.")]
@@ -37,6 +37,7 @@ Resolution = Annotated[str, typer.Option(help="Of DAVIS: the folder below JPEGIm
 TrainOut = Annotated[Path, typer.Option("--out", help="metrics.csv, last.ckpt and best.safetensors go here.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
 Start = Annotated[str | None, typer.Option(help="Weights to start from.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Accelerator = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Devices = Annotated[int, typer.Option(help="How many of them; more than one with torchrun.")]
@@ -259,7 +260,8 @@ def segment(
     rows: Annotated[int, typer.Option(help="Height at which the networks work.")] = 240,
     polish: Polish = True,
     overlay: Annotated[bool, typer.Option(help="Also write overlay frames and film.")] = True,
-    fps: Annotated[float, typer.Option(help="Frames per second of the film.")] = 24,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of the film.",
+                                              show_default="the video's, or 24")] = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -271,14 +273,15 @@ def segment(
     """
     from diffslic import pipeline
 
-    sources = {out: source} if dataset == "folder" else \
-        {out / clip.name: clip for clip in _open(dataset, source, split, resolution)}
-    frames = 0
-    for place, clip in sources.items():
-        result = pipeline.segment(clip, weights, raft, ssn, rows=rows, polished=polish, device=device)
-        result.save(place, overlay, fps, progress=not as_json)
-        frames += len(result.clip)
-    show({"clips": len(sources), "frames": frames, "out": str(out)}, as_json)
+    how = {"weights": weights, "raft": raft, "ssn": ssn, "rows": rows, "polished": polish, "device": device}
+    if dataset == "folder":
+        result = pipeline.segment(source, **how)
+        result.save(out, overlay, fps, progress=not as_json)
+        clips = [result.clip]
+    else:
+        clips = _open(dataset, source, split, resolution)
+        pipeline.segment_clips(clips, out, overlay, fps, progress=not as_json, **how)
+    show({"clips": len(clips), "frames": sum(map(len, clips)), "out": str(out)}, as_json)
 
 
 precompute_app = typer.Typer(help="Keep flow or superpixels on disk: pre-generate, then train.", rich_markup_mode=None)
@@ -383,7 +386,7 @@ def train_ssn(
 def train_raft(
     out: TrainOut, variant: Annotated[str, typer.Option(help="small or large.")] = "small", steps: Steps = 2200,
     batch_size: Batch = 4, start: Start = None,
-    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
+    rate: Rate = 4e-4,
     seed: Seed = 1, device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true",
     workers: Workers = 1, logger: Logger = None, as_json: Json = False,
 ) -> None:
@@ -404,11 +407,13 @@ def train_unet(
     dataset: Annotated[str, typer.Option(help="scenes or davis2016.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
     resolution: Resolution = "480p", cache: Cache = Path("cache"),
-    inputs: Annotated[str, typer.Option(help="Any of flow,superpixels,image.")] = "flow,superpixels,image",
-    widths: Annotated[str, typer.Option(help="Channels at each scale.")] = "16,32,64,128",
+    inputs: Annotated[str | None, typer.Option(help="Any of flow,superpixels,image.",
+                                               show_default="those of --start, or all")] = None,
+    widths: Annotated[str, typer.Option(help="Channels at each scale.")] = "16,32,64,128,128",
     residual: Annotated[bool, typer.Option(help="Residual blocks.")] = False, start: Start = None,
-    n_clips: Annotated[int, typer.Option(help="Scenes to train on.")] = 80, steps: Steps = 1500,
-    batch_size: Batch = 4, seed: Seed = 3, device: Accelerator = "auto", devices: Devices = 1,
+    n_clips: Annotated[int, typer.Option(help="Scenes to train on.")] = 160,
+    n_frames: Annotated[int, typer.Option(help="Frames of each scene.")] = 4, steps: Steps = 1500,
+    batch_size: Batch = 4, rate: Rate = 1e-3, seed: Seed = 3, device: Accelerator = "auto", devices: Devices = 1,
     precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
 ) -> None:
     """Train the motion segmentation network on scenes, or on DAVIS 2016 split by sequence.
@@ -420,10 +425,11 @@ def train_unet(
     from diffslic.recipes import unet
 
     where = device if device != "auto" else "cpu"
-    clips, validation = unet.prepare(dataset, cache, root=root, resolution=resolution, n_clips=n_clips, device=where,
-                                     progress=not as_json)
-    fit = unet.train(out, clips, validation, inputs=inputs.split(","), widths=[int(w) for w in widths.split(",")],
-                     residual=residual, steps=steps, batch_size=batch_size, start=start, seed=seed,
+    clips, validation = unet.prepare(dataset, cache, root=root, resolution=resolution, n_clips=n_clips,
+                                     n_frames=n_frames, device=where, progress=not as_json)
+    fit = unet.train(out, clips, validation, inputs=inputs.split(",") if inputs else None,
+                     widths=[int(w) for w in widths.split(",")], residual=residual, steps=steps,
+                     batch_size=batch_size, learning_rate=rate, start=start, seed=seed,
                      **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
 

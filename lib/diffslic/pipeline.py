@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, tee
 from pathlib import Path
@@ -20,7 +20,7 @@ from diffslic.datasets.clip import Clip
 from diffslic.datasets.folder import image_files
 from diffslic.datasets.video import write_video
 from diffslic.files import note_says, write_note, written_whole
-from diffslic.flow import RAFT, polish, tvl1
+from diffslic.flow import POLISH, RAFT, polish, tvl1
 from diffslic.segmentation import UNet, camera_motion
 from diffslic.superpixels import SSN
 from diffslic.training import device_of
@@ -112,8 +112,8 @@ def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_ite
                     progress: bool = True) -> list[Clip]:
     """Keep the flow of clips, one HDF5 file each, and return the clips with it as their ``flow``.
 
-    A file that is whole and made with the same weights, settings and frames is kept as it is, so a stopped run goes
-    on where it was.
+    A file that is whole and made with the same weights and settings from a clip of the same length, first and last
+    frame is kept as it is, so a stopped run goes on where it was.
 
     Args:
         folder: where the files go; ``<clip name>.h5`` each.
@@ -122,7 +122,7 @@ def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_ite
     def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
         return {"flow": video_flow(raft, (clip.frame(t) for t in range(len(clip))), n_iters, polished)}
 
-    settings = {"flow": fingerprint(raft), "n_iters": n_iters, "polished": polished}
+    settings = {"flow": fingerprint(raft), "n_iters": n_iters, "polished": POLISH if polished else ""}
     return _precompute(clips, Path(folder), settings, fields, "flow", progress)
 
 
@@ -190,8 +190,7 @@ def predict(unet: UNet, clip: Clip, progress: bool = False) -> np.ndarray:
         (T, H, W) uint8: 1 where something moves by itself. No flow leaves the last frame: its mask repeats the one
         before (the DAVIS protocol leaves that frame out).
     """
-    if len(clip) < 2:
-        raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
+    _check_length(clip)
     device = device_of(unet)
     masks = np.zeros((len(clip), *clip.size), dtype=np.uint8)
     for t in tqdm(clip.frames_with("flow"), desc=clip.name, unit="frame", disable=not progress):
@@ -209,6 +208,7 @@ def predict_from_flow(method: Callable[[Tensor], Tensor], clip: Clip) -> np.ndar
     Returns:
         (T, H, W) uint8; the last frame repeats the mask before it.
     """
+    _check_length(clip)
     masks = [method(clip.flow(t)[None])[0].byte().cpu().numpy() for t in clip.frames_with("flow")]
     return np.stack([*masks, masks[-1]])
 
@@ -251,7 +251,8 @@ class Segmentation:
                 superpixels = find_superpixels(self.ssn, frame) if "superpixels" in inputs else None
                 yield _mask(self.unet, network_input(inputs, flow, superpixels, frame), self.clip.size)
 
-    def save(self, folder: str | Path, overlay: bool = True, fps: float = 24, progress: bool = True) -> None:
+    def save(self, folder: str | Path, overlay: bool = True, fps: float | None = None,
+             progress: bool = True) -> None:
         """Write ``masks/*.png`` and, with ``overlay``, ``overlay/*.png`` and ``overlay.mp4``, each file whole.
 
         Masks are written as they are made, so a video may be of any length. A run that was stopped goes on after its
@@ -259,7 +260,7 @@ class Segmentation:
 
         Args:
             folder: made where absent.
-            fps: frames per second of the film.
+            fps: frames per second of the film; None: as the video has, or 24 where that is not known.
 
         Raises:
             ValueError: the folder holds the masks of another video, or of other networks.
@@ -275,12 +276,12 @@ class Segmentation:
         if overlay:
             for t, picture in enumerate(self._overlays(paths)):
                 io.write_image(folder / "overlay" / f"{self.clip.frame_name(t)}.png", picture)
-            write_video(folder / "overlay.mp4", self._overlays(paths), fps)
+            write_video(folder / "overlay.mp4", self._overlays(paths), fps or self.clip.fps or 24)
 
     def _claim(self, folder: Path) -> None:
         """Note in the folder whose masks it holds; refuse one that holds others."""
         settings = {"frames": len(self.clip), "ends": _ends(self.clip), "rows": self.rows,
-                    "n_iters": self.n_iters, "polished": self.polished,
+                    "n_iters": self.n_iters, "polished": POLISH if self.polished else "",
                     "networks": [fingerprint(net) for net in (self.unet, self.raft, self.ssn)]}
         note = folder / "segmentation.json"
         if (folder / "masks").is_dir() and not note_says(note, settings):
@@ -313,10 +314,27 @@ def segment(source: str | Path | Clip, weights: str | Path = "motion", raft: str
     if rows < 8 or n_iters < 1:
         raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
-    if len(clip) < 2:
-        raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
+    _check_length(clip)
     return Segmentation(clip, UNet.from_pretrained(weights, device), RAFT.from_pretrained(raft, device),
                         SSN.from_pretrained(ssn, device), rows, n_iters, polished)
+
+
+def segment_clips(clips: Sequence[Clip], folder: str | Path, overlay: bool = True, fps: float | None = None,
+                  progress: bool = True, **how: Any) -> None:
+    """Segment every clip of a dataset into ``folder/<clip name>``; see :func:`segment` and :meth:`Segmentation.save`.
+
+    Args:
+        how: arguments of :func:`segment`; the networks are loaded once.
+    """
+    first = segment(clips[0], **how)
+    for clip in clips:
+        _check_length(clip)
+        replace(first, clip=clip).save(Path(folder) / clip.name, overlay, fps, progress)
+
+
+def _check_length(clip: Clip) -> None:
+    if len(clip) < 2:
+        raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
 
 
 def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int,

@@ -27,6 +27,7 @@ from diffslic.files import written_whole
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "data" / "weights"
 
 Batch = Mapping[str, Tensor]
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -111,17 +112,21 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
         settings: whatever else makes this run what it is (data, seed ...), as JSON; a resume with others is refused.
         resume: go on from ``out_dir/last.ckpt`` if it is there; otherwise start anew.
         device: "auto", "cpu", "cuda", or one GPU such as "cuda:1". devices: how many on this machine; torchrun knows
-            better, and its number counts. precision, loggers: see Lightning Fabric.
+            better, and its number counts. loggers: see Lightning Fabric.
+        precision: "32-true", or "bf16-mixed", which takes two thirds of the time or less where the hardware knows
+            bfloat16: weights and batches stay whole, ``loss`` runs under autocast, validation does not.
         workers: processes that make batches ahead of time.
         forward_methods: methods of the model that ``loss`` calls instead of the model itself.
 
     Raises:
-        ValueError: no such device, a checkpoint of another run, or a loss that is not finite.
+        ValueError: no such device or precision, a checkpoint of another run, or a loss that is not finite.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
     out_dir = Path(out_dir)
-    fabric = _open_fabric(device, devices, precision, loggers)
+    fabric = _open_fabric(device, devices, loggers)
     out_dir.mkdir(parents=True, exist_ok=True)
-    identity = json.loads(json.dumps({"schedule": asdict(schedule), **(settings or {})}))
+    identity = json.loads(json.dumps({"schedule": asdict(schedule), "precision": precision, **(settings or {})}))
     checkpoint = _read_checkpoint(out_dir / "last.ckpt", identity) if resume else None
     state = checkpoint["state"] if checkpoint else _new_state()
     if checkpoint:
@@ -145,8 +150,12 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
     started, before, running = time.perf_counter(), state["seconds"], []
     told: dict[str, Any] = {}
     wrapped.train()
+    # Not Fabric's own mixed precision: it would round the batches too, positions and pixels among them.
+    half = torch.autocast(fabric.device.type, torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False)
     for batch in fabric.setup_dataloaders(loader, use_distributed_sampler=False):
-        running.append(_step(fabric, wrapped, optimizer, loss, batch, schedule, state["step"]))
+        with half:
+            value = loss(wrapped, batch).mean()
+        running.append(_step(fabric, wrapped, optimizer, value, schedule, state["step"]))
         state["step"] += 1
         bar.update()
         bar.set_postfix(loss=f"{running[-1]:.4f}", **told, refresh=False)
@@ -165,7 +174,7 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
                      out_dir / "best.safetensors", fabric.is_global_zero)
 
 
-def _open_fabric(device: str, devices: int, precision: str, loggers: Sequence[Any]) -> Any:
+def _open_fabric(device: str, devices: int, loggers: Sequence[Any]) -> Any:
     from lightning_fabric import Fabric  # importing it takes a second, and only training needs it
 
     check_device(device if device != "auto" else "cpu")
@@ -174,27 +183,26 @@ def _open_fabric(device: str, devices: int, precision: str, loggers: Sequence[An
     per_node = int(os.environ["LOCAL_WORLD_SIZE"]) if launched else devices
     nodes = int(os.environ["WORLD_SIZE"]) // per_node if launched else 1
     fabric = Fabric(accelerator=accelerator, devices=[int(index)] if index else per_node, num_nodes=nodes,
-                    precision=precision, loggers=list(loggers))
+                    loggers=list(loggers))
     fabric.launch()
     if fabric.world_size > 1:
         # Fabric sees to this for NCCL alone; gloo's threads, left to themselves, can abort a process that is done.
+        atexit.unregister(_leave_group)
         atexit.register(_leave_group)
     return fabric
 
 
 def _leave_group() -> None:
-    """Leave the processes' group before the interpreter ends, unless somebody has (a second fit registers again)."""
+    """Leave the group of processes before the interpreter ends; called twice, the second call does nothing."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def _step(fabric: Any, model: nn.Module, optimizer: Any, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch,
-          schedule: Schedule, step: int) -> float:
-    """One optimiser step; returns the loss before it."""
+def _step(fabric: Any, model: nn.Module, optimizer: Any, value: Tensor, schedule: Schedule, step: int) -> float:
+    """One optimiser step down the gradient of the loss's ``value``, which is returned."""
     rate = schedule.rate(step)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    value = loss(model, batch).mean()
     if not torch.isfinite(value):
         raise ValueError(f"the loss became {value.item()} at step {step + 1}; the learning rate is {rate}")
     optimizer.zero_grad(set_to_none=True)

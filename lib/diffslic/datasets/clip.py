@@ -32,6 +32,7 @@ class Clip:
     length: int                        # T
     intrinsics_: Tensor | None = None  # (3, 3); read it through ``intrinsics``
     frame_names: tuple[str, ...] = ()  # stems of the frames' files, for output files of the same name
+    fps: float | None = None           # frames per second, where the file says
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.readers) - set(KINDS))

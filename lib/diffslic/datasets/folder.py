@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def _from_video(path: Path) -> Clip:
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise ValueError(f"{path}: not a video by its name (known: {' '.join(VIDEO_SUFFIXES)}); {LAYOUT}")
     video = Video(path)
-    return Clip(path.stem, video.size, {"frame": video.frame}, video.count())
+    return Clip(path.stem, video.size, {"frame": video.frame}, video.count(), fps=video.fps)
 
 
 def _resized(clip: Clip, rows: int) -> Clip:
@@ -109,7 +110,7 @@ def _resized(clip: Clip, rows: int) -> Clip:
     readers: dict[str, Reader] = {"frame": partial(_resized_frame, clip, size)}
     if clip.has("labels"):
         readers["labels"] = partial(_resized_labels, clip, size)
-    return Clip(clip.name, size, readers, len(clip), frame_names=clip.frame_names)
+    return replace(clip, size=size, readers=readers)
 
 
 def _resized_frame(clip: Clip, size: tuple[int, int], t: int) -> Tensor:

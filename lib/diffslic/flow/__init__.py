@@ -6,7 +6,8 @@ from diffslic.flow.losses import matching_loss as matching_loss
 from diffslic.flow.losses import sequence_loss as sequence_loss
 from diffslic.flow.raft import RAFT as RAFT
 from diffslic.flow.raft import RAFTConfig as RAFTConfig
+from diffslic.flow.variational import POLISH as POLISH
 from diffslic.flow.variational import polish as polish
 from diffslic.flow.variational import tvl1 as tvl1
 
-__all__ = ["RAFT", "RAFTConfig", "matching_loss", "motion_boundaries", "occlusion", "polish", "sequence_loss", "tvl1"]
+__all__ = ["POLISH", "RAFT", "RAFTConfig", "matching_loss", "motion_boundaries", "occlusion", "polish", "sequence_loss", "tvl1"]

@@ -18,7 +18,8 @@ def sequence_loss(predictions: list[Tensor], truth: Tensor, valid: Tensor, gamma
     count = valid.flatten(1).sum(1).clamp(min=1)
     loss = truth.new_zeros(len(truth))
     for age, prediction in enumerate(reversed(predictions)):
-        distance = ((prediction - truth).abs().sum(1) * valid).flatten(1).sum(1)
+        # Not a product with ``valid``: where the truth is unknown it may be NaN.
+        distance = (prediction - truth).abs().sum(1).where(valid, 0).flatten(1).sum(1)
         loss = loss + gamma ** age * distance / count
     return loss
 

@@ -11,6 +11,9 @@ from torch import Tensor
 LUMA = (0.299, 0.587, 0.114)  # weights of R, G, B in grey
 SMALLEST_SIDE = 16  # pixels: smaller images have no room for a search over patches of 8 pixels
 COARSEST_SCALE = 2  # the patches are first moved at a quarter of the size: up to about 16 pixels are mended
+PATCH_STRIDE = 2  # pixels between the patches of 8 pixels
+REFINEMENTS = 10  # iterations of the variational step
+POLISH = f"inverse search from scale {COARSEST_SCALE}, stride {PATCH_STRIDE}, {REFINEMENTS} refinements"  # for caches
 
 
 def tvl1(frames: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -51,21 +54,23 @@ def polish(image1: Tensor, image2: Tensor, flow: Tensor) -> Tensor:
         keep their flow.
 
     Raises:
-        ValueError: sizes that do not belong together.
+        ValueError: sizes that do not belong together, or a flow or images that are not finite.
     """
     if image1.ndim != 4 or image1.shape != image2.shape or flow.shape != (len(image1), 2, *image1.shape[2:]):
         raise ValueError(f"polish takes images (B, 3, H, W) and flow (B, 2, H, W) of one size, got "
                          f"{tuple(image1.shape)}, {tuple(image2.shape)} and {tuple(flow.shape)}")
+    if not all(values.isfinite().all() for values in (image1, image2, flow)):
+        raise ValueError("polish takes finite images and flow")  # the search would follow a NaN out of memory
     if min(flow.shape[-2:]) < SMALLEST_SIDE:
         return flow.detach()
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     search.setCoarsestScale(COARSEST_SCALE)
     search.setFinestScale(0)
-    search.setPatchStride(2)
-    search.setVariationalRefinementIterations(10)
+    search.setPatchStride(PATCH_STRIDE)
+    search.setVariationalRefinementIterations(REFINEMENTS)
     polished = []
     for first, second, start in zip(image1, image2, flow.detach()):
-        before, after = (np.rint(255 * _grey(image)).astype(np.uint8) for image in (first, second))
+        before, after = (np.rint(255 * _grey(image).clip(0, 1)).astype(np.uint8) for image in (first, second))
         begin = np.ascontiguousarray(start.cpu().float().permute(1, 2, 0).numpy())
         polished.append(torch.from_numpy(np.asarray(search.calc(before, after, begin))).permute(2, 0, 1))
     return torch.stack(polished).to(flow)

@@ -19,6 +19,7 @@ from diffslic.recipes.cards import write_card
 SIZE = (240, 320)  # of the rendered frames
 CROP = (160, 224)
 LOG_SCALE = (-0.5, 0.7)  # crops are shrunk by up to 1.4 and enlarged by up to 1.6, to this power of two
+LARGEST = 200  # pixels of flow that are taught
 VALIDATION_SEED = 900_000  # scenes from this seed on are never trained on
 CARD = {"what": "Optical flow (Teed and Deng 2020), trained on procedural scenes only.",
         "gpu_command": "diffslic train raft --out runs/raft --steps 60000 --batch-size 12 --workers 12 --device cuda",
@@ -29,7 +30,8 @@ CARD = {"what": "Optical flow (Teed and Deng 2020), trained on procedural scenes
 class Pairs:
     """Batches of frame pairs with their flow, drawn from a pool of scenes.
 
-    A scene's frames are drawn once and kept as bytes; every batch then cuts, mirrors and colours them anew.
+    A scene's frames are drawn once and kept as bytes; every batch then cuts, scales, mirrors, colours and blurs them
+    anew.
 
     Args:
         n_scenes: size of the pool. n_frames: frames per scene.
@@ -58,10 +60,13 @@ class Pairs:
         mirror = rng.random() < 0.5, rng.random() < 0.1
         images = augment.flip_image(images[..., rows, columns].float() / 255, *mirror)
         flow = augment.flip_flow(flow[:, rows, columns].float(), *mirror)
-        images, flow = geometry.resize(images, CROP), geometry.resize_flow(flow[None], CROP)[0]
+        # A point that comes close to the camera can move by thousands of pixels: no lesson in that, nor in what the
+        # resize would mix with it.
+        wild = (flow.norm(dim=0) >= LARGEST).float()[None, None]
+        images, flow = geometry.resize(images, CROP), geometry.resize_flow(flow[None].clamp(-LARGEST, LARGEST), CROP)[0]
         images = augment.blur(augment.jitter_colors(images, rng), rng)
-        # A point that comes close to the camera can move by thousands of pixels: no lesson in that.
-        return {"image1": images[0], "image2": images[1], "flow": flow, "valid": flow.norm(dim=0) < 200}
+        return {"image1": images[0], "image2": images[1], "flow": flow,
+                "valid": geometry.resize(wild, CROP)[0, 0] == 0}
 
 
 def _draw_pairs(clip: Clip) -> list[tuple[Tensor, Tensor]]:
@@ -106,7 +111,7 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
                        devices=devices, precision=precision, workers=workers,
                        forward_methods=["predictions"], resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"RAFT, {variant}", **CARD,
-               data=f"{n_scenes} scenes of {n_frames} frames at {SIZE[0]}x{SIZE[1]}, crops of {CROP[0]}x{CROP[1]}, "
+               data=f"{n_scenes} scenes of {n_frames} frames at {SIZE[0]}x{SIZE[1]}, scaled crops of {CROP[0]}x{CROP[1]}, "
                     f"{batch_size} pairs a step, {n_iters} corrections",
                validation=f"{len(validation)} other scenes, 12 corrections; epe in pixels, px1, px3, fl_all are shares",
                command=command or f"diffslic.recipes.raft.train({str(out_dir)!r}, steps={steps}, **{settings})")

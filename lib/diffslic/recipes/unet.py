@@ -107,8 +107,8 @@ def _read_frame(clip: Clip, t: int, inputs: Sequence[str]) -> _Frame:
 
 
 def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *,
-          inputs: Sequence[str] = pipeline.INPUTS, steps: int = 1500, batch_size: int = 4, learning_rate: float = 1e-3,
-          widths: Sequence[int] = (16, 32, 64, 128), residual: bool = False, start: str | Path | None = None,
+          inputs: Sequence[str] | None = None, steps: int = 1500, batch_size: int = 4, learning_rate: float = 1e-3,
+          widths: Sequence[int] = (16, 32, 64, 128, 128), residual: bool = False, start: str | Path | None = None,
           validate_every: int = 500, seed: int = 3, device: str = "auto", devices: int = 1,
           precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
           command: str = "", progress: bool = True) -> training.FitResult:
@@ -116,21 +116,25 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
 
     Args:
         clips, validation: with labels and what ``inputs`` need (``pipeline.precompute_*``); split by sequence.
-        inputs: any of ``pipeline.INPUTS``, in order.
+        inputs: any of ``pipeline.INPUTS``, in order; None: those of ``start``, or all.
         widths, residual: the shape of the network.
-        start: weights to start from (their shape and inputs count then), or None.
+        start: weights to start from (their shape counts then), or None. ``inputs`` may go on after those of the weights.
         command: what the card says makes these weights again.
     """
     shared = {clip.name for clip in clips} & {clip.name for clip in validation}
     if shared:
         raise ValueError(f"clip {sorted(shared)[0]!r} is both trained on and validated on: split by sequence")
     torch.manual_seed(seed)
-    if start is None:
-        channels = pipeline.clip_input(clips[0], 0, inputs).shape[0]
-        model = UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=tuple(inputs)))
+    known = UNet.from_pretrained(start) if start is not None else None
+    inputs = tuple(inputs or (known.config.inputs if known else pipeline.INPUTS))
+    channels = pipeline.clip_input(clips[0], 0, inputs).shape[0]
+    if known is None:
+        model = UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=inputs))
+    elif inputs[:len(known.config.inputs)] == known.config.inputs:
+        model = known.widened(channels, inputs).train()
     else:
-        model = UNet.from_pretrained(start).train()
-        inputs = model.config.inputs
+        raise ValueError(f"inputs must begin with those of {start}, {', '.join(known.config.inputs)}; "
+                         f"got {', '.join(inputs)}")
     samples = Samples(clips, inputs, batch_size, seed)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
@@ -170,7 +174,7 @@ def table(scores: Mapping[str, Sequence[dict[str, float]]]) -> pd.DataFrame:
 
 
 def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, resolution: str = "480p",
-            n_clips: int = 80, n_frames: int = 6, size: tuple[int, int] = (240, 428), raft: str | Path = "small",
+            n_clips: int = 160, n_frames: int = 4, size: tuple[int, int] = (240, 428), raft: str | Path = "small",
             ssn: str | Path = "scenes", device: str = "cpu", progress: bool = True) -> tuple[list[Clip], list[Clip]]:
     """Clips to train and to validate on, with RAFT's flow and SSN's superpixels kept under ``cache``.
 
