@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 OPENING = {"open", "imread", "imsave", "imwrite", "get_reader", "get_writer", "load", "save", "savez", "loadtxt",
            "savetxt", "fromfile", "tofile", "read_text", "read_bytes", "write_text", "write_bytes", "save_file",
            "safe_open", "File"}
-OPENING_MODULES = {"builtins", "io", "np", "numpy", "torch", "skimage", "imageio", "Image", "h5py", "path", "json"}
+OPENING_MODULES = {"builtins", "io", "np", "numpy", "torch", "skimage", "imageio", "Image", "cv2", "h5py", "path", "json"}
 ROOMS_WITH_FILES = {"datasets", "files.py", "training.py", "report.py", "gate.py", "book.py"}
 
 
@@ -96,5 +96,6 @@ def test_files_are_opened_in_their_rooms(path):
 
 def test_the_search_for_opened_files_sees_them(tmp_path):
     path = tmp_path / "planted.py"
-    path.write_text("open('a')\nskimage.io.imread('b')\ntorch.load('c')\nPath('d').read_text()\nnet.load('e')\n")
-    assert [line.split(":")[0] for line in opened(path)] == ["1", "2", "3", "4"]
+    path.write_text("open('a')\nskimage.io.imread('b')\ntorch.load('c')\nPath('d').read_text()\ncv2.imread('e')\n"
+                    "net.load('f')\n")
+    assert [line.split(":")[0] for line in opened(path)] == ["1", "2", "3", "4", "5"]

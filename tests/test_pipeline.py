@@ -6,6 +6,7 @@ import torch
 
 from diffslic import datasets, geometry, pipeline
 from diffslic.datasets import io
+from diffslic.datasets.video import Video, write_video
 from diffslic.flow import RAFT, polish
 from diffslic.segmentation import UNet, UNetConfig
 from diffslic.superpixels import SSN, SSNConfig
@@ -122,6 +123,8 @@ def test_predict_from_flow_repeats_the_last_mask(clips):
     masks = pipeline.predict_from_flow(lambda flow: flow[:, 0] > 0, clips[0])
     assert masks.shape == (3, *SIZE) and masks.dtype == np.uint8
     assert np.array_equal(masks[1], (clips[0].flow(1)[0] > 0).numpy()) and np.array_equal(masks[2], masks[1])
+    with pytest.raises(ValueError, match="single frame"):
+        pipeline.predict_from_flow(lambda flow: flow[:, 0] > 0, clips[0].part(0, 1))
 
 
 @pytest.fixture
@@ -147,6 +150,14 @@ def test_segment_a_folder_end_to_end(clips, weights, tmp_path):
     written = io.read_labels(tmp_path / "out" / "masks" / "shot_2.png")
     assert np.array_equal(written.numpy(), result.masks[2])
     assert datasets.open("folder", root=tmp_path / "out" / "overlay.mp4")[0].size == SIZE
+
+
+def test_the_film_is_as_fast_as_the_video(clips, weights, tmp_path):
+    write_video(tmp_path / "ride.mp4", (clips[0].frame(t) for t in range(3)), fps=10)
+    result = pipeline.segment(tmp_path / "ride.mp4", weights["unet"], weights["raft"], weights["ssn"], n_iters=1)
+    result.save(tmp_path / "out", progress=False)
+    result.save(tmp_path / "slow", fps=5, progress=False)
+    assert [Video(tmp_path / name / "overlay.mp4").fps for name in ("out", "slow")] == [10, 5]
 
 
 def test_every_frame_has_the_flow_of_its_own_pixels(raft):

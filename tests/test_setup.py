@@ -1,9 +1,11 @@
 """The files that set the project up agree with each other."""
 
+import ast
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -36,6 +38,20 @@ def test_conda_and_pip_ask_for_the_same():
     asked = by_conda | dict(split(line) for line in by_pip[:-1])
     assert len(asked) == len(by_conda) + len(by_pip) - 1
     assert asked == {CONDA_NAMES.get(name, name): bounds for name, bounds in required().items()}
+
+
+def test_what_the_library_imports_is_what_it_requires():
+    named = {"skimage": "scikit-image", "PIL": "pillow", "cv2": "opencv-python-headless", "bs4": "beautifulsoup4"}
+    optional = {"wandb", "lightning"}  # loggers; where a user has them
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "lib").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    packages = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"diffslic"} - optional
+    packages = {named.get(name, name).replace("_", "-") for name in packages}
+    asked = {split(line)[0] for line in PROJECT["dependencies"]}
+    assert packages <= asked
+    assert asked - packages <= {"ipykernel"}  # papermill starts it
 
 
 def test_airsim_joins_in_the_same_way_everywhere():

@@ -163,8 +163,10 @@ def test_loggers(tmp_path):
 
 
 PROCESSES = """
-import sys, torch
+import atexit, os, sys, torch
 sys.path[:0] = {path!r}
+# The first to be registered is the last to be called: what is left when the process ends?
+atexit.register(lambda: open(f"{folder}/group{{os.environ['RANK']}}", "w").write(str(torch.distributed.is_initialized())))
 from test_training import run
 model, fit = run({folder!r}, steps=6)
 assert list(fit.history["step"]) == [4, 6]
@@ -183,6 +185,33 @@ def test_two_processes_share_the_batches_and_agree(tmp_path):
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert list(pd.read_csv(tmp_path / "metrics.csv")["step"]) == [4, 6]
+    assert [(tmp_path / f"group{rank}").read_text() for rank in (0, 1)] == ["False", "False"]
+
+
+@pytest.mark.parametrize("precision, product", [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_mixed_precision_rounds_products_and_nothing_else(tmp_path, precision, product):
+    seen = []
+
+    def loss(network, batch):
+        y = network(batch["x"])
+        seen.append((y.dtype, batch["x"].dtype, network.line.weight.dtype))
+        return (y.float() - batch["y"]).square().mean(1)
+
+    def validate(network):
+        seen.append((network(torch.ones(1, 1)).dtype, torch.float32, torch.float32))
+        return {"error": 0.0}
+
+    training.fit(Line(), training.Batches(make), loss, validate, training.Schedule(1, 0.1), tmp_path, monitor="error",
+                 higher_is_better=False, device="cpu", precision=precision, progress=False)
+    assert seen == [(product, torch.float32, torch.float32), (torch.float32,) * 3]
+
+
+def test_another_precision_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="precision must be 32-true or bf16-mixed, got '16-mixed'"):
+        run(tmp_path, precision="16-mixed")
+    run(tmp_path)
+    with pytest.raises(ValueError, match="another precision"):
+        run(tmp_path, precision="bf16-mixed")
 
 
 @pytest.mark.gpu

@@ -11,7 +11,8 @@ import torch
 
 matplotlib.use("Agg")
 
-from diffslic import viz  # noqa: E402
+from diffslic import metrics, viz  # noqa: E402
+from diffslic.datasets import io as dataset_io  # noqa: E402
 
 GREY = torch.full((3, 4, 6), 0.5)
 
@@ -211,3 +212,13 @@ def test_grid_refuses_no_image_and_too_few_titles() -> None:
         viz.grid([])
     with pytest.raises(ValueError, match="got 2 and 1"):
         viz.grid([GREY, GREY], ["one"])
+
+
+def test_what_viz_and_datasets_may_not_share_is_alike():
+    """The import rules keep them apart: the palette of label files, and when flow counts as unknown."""
+    assert np.array_equal(viz.voc_palette(), dataset_io.PALETTE)
+    assert viz.UNKNOWN_FLOW == dataset_io.UNKNOWN_FLOW
+    flow = np.full((2, 1, 2), 1e9, dtype=np.float32)
+    flow[:, 0, 1] = 1.001e9
+    assert (viz.flow_to_color(flow, 1.0)[0, 0] > 0).any() and (viz.flow_to_color(flow, 1.0)[0, 1] == 0).all()
+    assert np.isfinite(metrics.flow(flow, flow)["epe"])

@@ -69,7 +69,7 @@ def flow_to_color(flow: Arraylike, max_radius: float | None = None) -> Picture:
         ValueError: not a flow, or a radius that is not positive.
     """
     flow = _flow(flow).astype(np.float64)
-    known = (np.abs(flow) < UNKNOWN_FLOW).all(0)  # false for NaN too
+    known = (np.abs(flow) <= UNKNOWN_FLOW).all(0)  # false for NaN too
     flow = np.where(known, flow, 0)
     if max_radius is None:
         max_radius = float(np.hypot(*flow).max()) + 1e-5  # so that no motion at all has a colour too: white
@@ -101,7 +101,7 @@ def flow_arrows(ax: Axes, flow: Arraylike, step: int = 16, color: str = "black")
     """Flow (2, H, W) as one arrow in true length every ``step`` pixels, on axes that show an image."""
     flow = _flow(flow)
     y, x = np.mgrid[step // 2:flow.shape[1]:step, step // 2:flow.shape[2]:step]
-    u, v = np.where(np.abs(flow[:, y, x]) < UNKNOWN_FLOW, flow[:, y, x], np.nan)  # unknown flow has no arrow
+    u, v = np.where(np.abs(flow[:, y, x]) <= UNKNOWN_FLOW, flow[:, y, x], np.nan)  # unknown flow has no arrow
     ax.quiver(x, y, u, v, angles="xy", scale_units="xy", scale=1, color=color, width=0.003)
     return ax
 

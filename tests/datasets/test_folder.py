@@ -104,7 +104,7 @@ def test_video_gives_frames_by_number_in_any_order(video):
     assert (clip.name, len(clip), clip.size, clip.frame_name(3)) == ("ride", 20, (48, 64), "00003")
     for t in [0, 1, 1, 2, 10, 9, 3, 19]:
         assert _value(clip.frame(t)) == t
-    assert Video(video).fps == 10
+    assert Video(video).fps == clip.fps == 10
     assert folder.clips(video, resolution=24)[0].frame(5).shape == (3, 24, 32)
 
 

@@ -222,3 +222,12 @@ def test_mixed_precision_keeps_positions_and_similarities_whole():
     with torch.no_grad():
         exact = net.predictions(first, second, n_iters=3).flows[-1]
     assert (flows[-1] - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+def test_sequence_loss_ignores_what_is_not_known():
+    truth, valid = torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
+    truth[:, :, 0], valid[:, 0] = math.nan, False
+    prediction = torch.ones(1, 2, 4, 4, requires_grad=True)
+    loss = sequence_loss([prediction], truth, valid)
+    loss.sum().backward()
+    assert loss.item() == 2 and prediction.grad.isfinite().all()

@@ -153,3 +153,28 @@ def test_a_few_steps_of_raft_and_ssn(tmp_path, monkeypatch):
                     progress=False)
     assert SSN.from_pretrained(fit.weights).config.width == 4
     assert 0.5 < fit.history["asa"].max() <= 1
+
+
+def test_a_network_learns_to_read_more_inputs(clips, tmp_path):
+    first = unet.train(tmp_path / "a", clips[:2], clips[2:], inputs=["flow"], steps=1, widths=(4, 8), workers=0,
+                       device="cpu", progress=False)
+    second = unet.train(tmp_path / "b", clips[:2], clips[2:], inputs=["flow", "image"], start=first.weights, steps=1,
+                        workers=0, device="cpu", progress=False)
+    assert UNet.from_pretrained(second.weights).config.inputs == ("flow", "image")
+    with pytest.raises(ValueError, match="inputs must begin with those of .*, flow; got image, flow"):
+        unet.train(tmp_path / "c", clips[:2], clips[2:], inputs=["image", "flow"], start=first.weights)
+
+
+def test_wild_flow_is_no_lesson_and_spoils_none(monkeypatch):
+    draw = raft._draw_pairs
+
+    def with_a_wild_point(clip):
+        pairs = draw(clip)
+        for _, flow in pairs:
+            flow[:, 100:140, 100:220] = 20_000.0
+        return pairs
+
+    monkeypatch.setattr(raft, "_draw_pairs", with_a_wild_point)
+    batch = raft.Pairs(n_scenes=1, n_frames=2, batch_size=6, seed=3)(0)
+    valid = batch["valid"][:, None].expand_as(batch["flow"])
+    assert not batch["valid"].all() and batch["flow"][valid].abs().max() < raft.LARGEST

@@ -145,3 +145,16 @@ def test_sizes_that_differ_are_refused() -> None:
         bce_dice(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"logits must be \(B, 1, H, W\)"):
         bce_dice(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_widened_network_says_the_same_until_it_is_trained(residual):
+    torch.manual_seed(0)
+    net = UNet(UNetConfig(2, widths=(4, 8), residual=residual, inputs=("flow",)))
+    wide = net.widened(5, ("flow", "image"))
+    x = torch.rand(1, 5, 16, 20)
+    assert torch.allclose(wide(x), net(x[:, :2]), atol=1e-5) and wide.config.inputs == ("flow", "image")
+    wide(x).square().mean().backward()
+    assert wide.down[0].body[0].weight.grad[:, 2:].abs().min() > 0  # and then it learns
+    with pytest.raises(ValueError, match="of 5 channels cannot be widened to 2"):
+        wide.widened(2)
