@@ -64,7 +64,8 @@ lab: $(INSTALLED)
 	@$(BIN)/jupyter lab --notebook-dir notebooks
 
 bench: $(INSTALLED)
-	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	@if [ -z "$$DIFFSLIC_REFERENCE" ] && [ -d ../shared ]; then export DIFFSLIC_REFERENCE=$$(cd ../shared && pwd); fi; \
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 clean:
 	@rm -rf runs cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -16,7 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 OPENING = {"open", "imread", "imsave", "imwrite", "get_reader", "get_writer", "load", "save", "savez", "loadtxt",
            "savetxt", "fromfile", "tofile", "read_text", "read_bytes", "write_text", "write_bytes", "save_file",
            "safe_open", "File"}
-OPENING_MODULES = {"builtins", "io", "np", "numpy", "torch", "skimage", "imageio", "Image", "cv2", "h5py", "path", "json"}
+OPENING_MODULES = {"builtins", "io", "np", "numpy", "torch", "skimage", "imageio", "Image", "cv2", "h5py", "path",
+                   "json"}
 ROOMS_WITH_FILES = {"datasets", "files.py", "training.py", "report.py", "gate.py", "book.py"}
 
 

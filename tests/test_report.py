@@ -132,3 +132,11 @@ def test_table_aligns_and_shows_a_dash_for_no_number():
     assert lines[0].split() == ["notebook", *report.Row._fields]
     assert lines[1].split() == ["toy", "epe", "1.5", "-", "-", "new"]
     assert lines[0].index("value") == lines[1].index("1.5")
+
+
+def test_a_folder_that_cannot_be_written_is_named_early(tmp_path):
+    report.check_writable("out_dir", tmp_path / "new" / "runs")
+    assert list((tmp_path / "new" / "runs").iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="out_dir: nothing can be written to .*file/runs"):
+        report.check_writable("out_dir", tmp_path / "file" / "runs")

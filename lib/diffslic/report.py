@@ -6,6 +6,7 @@ such (``null`` in JSON), and fails in the comparison.
 
 import json
 import math
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +84,20 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     choices = list(choices)
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_writable(name: str, folder: str | Path) -> None:
+    """Make a folder that a parameter names, before hours of work have nowhere to go.
+
+    Raises:
+        OSError: it cannot be made, or nothing can be written there; names the parameter and the folder.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{name}: nothing can be written to {folder} ({error.strerror})") from error
 
 
 def record(figures: Mapping[str, Any], *, out_dir: str | Path, notebook: str, profile: str, device: str) -> Path:

@@ -10,4 +10,5 @@ from diffslic.flow.variational import POLISH as POLISH
 from diffslic.flow.variational import polish as polish
 from diffslic.flow.variational import tvl1 as tvl1
 
-__all__ = ["POLISH", "RAFT", "RAFTConfig", "matching_loss", "motion_boundaries", "occlusion", "polish", "sequence_loss", "tvl1"]
+__all__ = ["POLISH", "RAFT", "RAFTConfig", "matching_loss", "motion_boundaries", "occlusion", "polish",
+           "sequence_loss", "tvl1"]

@@ -111,8 +111,8 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
                        devices=devices, precision=precision, workers=workers,
                        forward_methods=["predictions"], resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"RAFT, {variant}", **CARD,
-               data=f"{n_scenes} scenes of {n_frames} frames at {SIZE[0]}x{SIZE[1]}, scaled crops of {CROP[0]}x{CROP[1]}, "
-                    f"{batch_size} pairs a step, {n_iters} corrections",
+               data=f"{n_scenes} scenes of {n_frames} frames at {SIZE[0]}x{SIZE[1]}, "
+                    f"scaled crops of {CROP[0]}x{CROP[1]}, {batch_size} pairs a step, {n_iters} corrections",
                validation=f"{len(validation)} other scenes, 12 corrections; epe in pixels, px1, px3, fl_all are shares",
                command=command or f"diffslic.recipes.raft.train({str(out_dir)!r}, steps={steps}, **{settings})")
     return fit

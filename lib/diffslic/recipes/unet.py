@@ -118,7 +118,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         clips, validation: with labels and what ``inputs`` need (``pipeline.precompute_*``); split by sequence.
         inputs: any of ``pipeline.INPUTS``, in order; None: those of ``start``, or all.
         widths, residual: the shape of the network.
-        start: weights to start from (their shape counts then), or None. ``inputs`` may go on after those of the weights.
+        start: weights to start from (their shape counts then), or None; ``inputs`` may go on after theirs.
         command: what the card says makes these weights again.
     """
     shared = {clip.name for clip in clips} & {clip.name for clip in validation}
