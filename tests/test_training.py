@@ -166,7 +166,8 @@ PROCESSES = """
 import atexit, os, sys, torch
 sys.path[:0] = {path!r}
 # The first to be registered is the last to be called: what is left when the process ends?
-atexit.register(lambda: open(f"{folder}/group{{os.environ['RANK']}}", "w").write(str(torch.distributed.is_initialized())))
+note = open(f"{folder}/group{{os.environ['RANK']}}", "w")
+atexit.register(lambda: print(torch.distributed.is_initialized(), end="", file=note, flush=True))
 from test_training import run
 model, fit = run({folder!r}, steps=6)
 assert list(fit.history["step"]) == [4, 6]
