@@ -37,3 +37,12 @@ def test_masks():
     channels = pipeline.network_input(["image"], frame=clip.frame(0))
     with torch.no_grad():
         assert (net(channels[None]) - net.cuda()(channels[None].cuda()).cpu()).abs().max() < 1e-2
+
+
+def test_polished_flow_of_a_video():
+    clip = scenes.clips("lab", n_clips=1, n_frames=3, size=SIZE)[0]
+    frames = [clip.frame(t) for t in range(3)]
+    ours = list(pipeline.video_flow(RAFT.from_pretrained("small"), frames, n_iters=4))
+    theirs = list(pipeline.video_flow(RAFT.from_pretrained("small", "cuda"), frames, n_iters=4))
+    assert all(flow.is_cuda for flow in theirs)
+    assert all((a - b.cpu()).abs().quantile(0.99) < 0.1 for a, b in zip(ours, theirs))

@@ -346,11 +346,10 @@ def evaluate(
 
     Example: diffslic evaluate davis2016 masks/ ../DAVIS2016/Annotations/480p
     """
-    from diffslic import pipeline
+    from diffslic.evaluation import evaluate_davis
 
     report.check_choice("dataset", dataset, ["davis2016", "davis2017"])
-    result = pipeline.evaluate_davis(pred, truth, "davis2016" if dataset == "davis2016" else protocol,
-                                     progress=not as_json)
+    result = evaluate_davis(pred, truth, "davis2016" if dataset == "davis2016" else protocol, progress=not as_json)
     out = out or pred / "scores.csv"
     result.save(out)
     if result.missing:
