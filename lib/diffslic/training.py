@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
@@ -360,4 +360,4 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor], config: Mapping[
     """Write weights and their configuration as safetensors, whole or not at all."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"config": json.dumps(config)})
+        temporary.write_bytes(save(tensors, metadata={"config": json.dumps(config)}))
