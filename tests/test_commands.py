@@ -70,6 +70,11 @@ def test_segment_a_dataset_and_evaluate_it(capsys, davis, weights, tmp_path):
     assert 0 <= json.loads(capsys.readouterr().out)["J-Mean"] <= 1
 
 
+def test_the_resolution_that_is_there_is_told(capsys, davis, weights, tmp_path):
+    fails(capsys, ["segment", davis, "--dataset", "davis2016", "--out", tmp_path / "out", *weights],
+          "JPEGImages/480p: no such folder; there is 48p")
+
+
 def test_precompute_twice(capsys, davis, weights, tmp_path):
     for command, network in (("flow", weights[3]), ("superpixels", weights[5])):
         arguments = ["precompute", command, str(davis), "--resolution", "48p", "--cache", str(tmp_path),
@@ -154,6 +159,8 @@ def test_a_dataset_with_fewer_masks_than_frames(capsys, davis, weights, tmp_path
     (["train", "raft", "--out", "x", "--logger", "comet"], ["tensorboard or wandb"]),
     (["train", "raft", "--out", "x", "--steps", "0"], ["steps >= 1"]),
     (["train", "unet", "--out", "x", "--dataset", "davis2016"], ["davis2016 needs root"]),
+    (["train", "unet", "--out", "x", "--inputs", "flow,foo"], ["the input 'foo' is unknown"]),
+    (["train", "unet", "--out", "x", "--inputs", "image", "--start", "flow"], ["inputs must begin with those of flow"]),
     (["scenes", "x", "--device", "foo"], ["no device 'foo'"]),
     (["segment", "x", "--out", "y", "--rows", "0"], ["rows must be at least 8"]),
     (["train", "raft", "--out", "x", "--batch-size", "0"], ["batch_size must be at least 1"]),

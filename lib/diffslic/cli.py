@@ -16,7 +16,7 @@ import typer
 
 from diffslic import report
 
-app = typer.Typer(help="Superpixels, optical flow, depth and motion segmentation.", rich_markup_mode=None,
+app = typer.Typer(help="Superpixels, optical flow and motion segmentation.", rich_markup_mode=None,
                   add_completion=False, pretty_exceptions_enable=False)
 data_app = typer.Typer(help="Datasets on this machine.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
@@ -29,14 +29,14 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Polish = Annotated[bool, typer.Option(help="Bring RAFT's flow to a fraction of a pixel.")]
 Precision = Annotated[str, typer.Option(help="Of training: 32-true or bf16-mixed.")]
 Batch = Annotated[int, typer.Option("--batch-size", help="Samples per step and process.")]
-Root = Annotated[Path, typer.Argument(help="The dataset's folder, or own frames or a video file.")]
+Root = Annotated[Path, typer.Argument(help="The dataset's folder; with --dataset folder own frames or a video file.")]
 Cache = Annotated[Path, typer.Option(help="Flow and superpixels are kept below it, by dataset and resolution.")]
 Dataset = Annotated[str, typer.Option(help="davis2016, davis2017, tartanair or folder.")]
 Split = Annotated[str, typer.Option(help="Of DAVIS: all, train, val, dev_train, dev_val.")]
 Resolution = Annotated[str, typer.Option(help="Of DAVIS: the folder below JPEGImages.")]
 TrainOut = Annotated[Path, typer.Option("--out", help="metrics.csv, last.ckpt and best.safetensors go here.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
-Start = Annotated[str | None, typer.Option(help="Weights to start from.")]
+Start = Annotated[str | None, typer.Option(help="Weights to start from: a shipped name or a file.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Accelerator = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
@@ -269,6 +269,8 @@ def segment(
 
     Example: diffslic segment my_frames/ --out masks/
 
+    masks/masks/ then holds a png with a palette per frame: 0 where the world stands, 1 where something moves.
+
     All clips of a dataset: diffslic segment ../DAVIS2016 --dataset davis2016 --split val --out masks/
     """
     from diffslic import pipeline
@@ -424,11 +426,13 @@ def train_unet(
     from diffslic.recipes import unet
 
     where = device if device != "auto" else "cpu"
+    shape = {"inputs": inputs.split(",") if inputs else None, "start": start,
+             "widths": [int(width) for width in widths.split(",")]}
+    unet.check_inputs(shape["inputs"], start)  # before hours of preparation
     clips, validation = unet.prepare(dataset, cache, root=root, resolution=resolution, n_clips=n_clips,
                                      n_frames=n_frames, device=where, progress=not as_json)
-    fit = unet.train(out, clips, validation, inputs=inputs.split(",") if inputs else None,
-                     widths=[int(w) for w in widths.split(",")], residual=residual, steps=steps,
-                     batch_size=batch_size, learning_rate=rate, start=start, seed=seed,
+    fit = unet.train(out, clips, validation, **shape, residual=residual, steps=steps, batch_size=batch_size,
+                     learning_rate=rate, seed=seed,
                      **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
 

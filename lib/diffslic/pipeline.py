@@ -30,10 +30,10 @@ N_SPIXELS = 400  # superpixels per frame whose features the U-Net sees
 
 
 class Superpixels(NamedTuple):
-    """Superpixels of one frame, and what they look like wherever they are."""
+    """Superpixels of one frame, and what they look like."""
 
     labels: Tensor  # (H, W) int64
-    vectors: Tensor  # (S, C) mean learned features and Lab; positions are left out, so a shift changes nothing
+    vectors: Tensor  # (S, C) mean learned features and Lab, without the two positions that the network is given
 
 
 @torch.no_grad()

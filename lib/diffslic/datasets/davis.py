@@ -76,10 +76,12 @@ def problems2017(root: str | Path, deep: bool) -> Iterator[str]:
 
 
 def _folder_names(folder: Path) -> list[str]:
-    """Names of the sub-folders; the official layout is told where there is no such folder."""
+    """Names of the sub-folders; where there is no such folder, its neighbours or the official layout are told."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; DAVIS has JPEGImages/<resolution>/<sequence>/00000.jpg "
-                                "and Annotations/<resolution>/<sequence>/00000.png")
+        beside = sorted({path.parent.name for path in folder.parent.glob("*/*") if path.is_dir()})
+        told = f"there is {', '.join(beside)}" if beside else \
+            "DAVIS has JPEGImages/<resolution>/<sequence>/00000.jpg and Annotations/<resolution>/<sequence>/00000.png"
+        raise FileNotFoundError(f"{folder}: no such folder; {told}")
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 

@@ -125,16 +125,12 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     if shared:
         raise ValueError(f"clip {sorted(shared)[0]!r} is both trained on and validated on: split by sequence")
     torch.manual_seed(seed)
-    known = UNet.from_pretrained(start) if start is not None else None
-    inputs = tuple(inputs or (known.config.inputs if known else pipeline.INPUTS))
+    inputs = check_inputs(inputs, start)
     channels = pipeline.clip_input(clips[0], 0, inputs).shape[0]
-    if known is None:
+    if start is None:
         model = UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=inputs))
-    elif inputs[:len(known.config.inputs)] == known.config.inputs:
-        model = known.widened(channels, inputs).train()
     else:
-        raise ValueError(f"inputs must begin with those of {start}, {', '.join(known.config.inputs)}; "
-                         f"got {', '.join(inputs)}")
+        model = UNet.from_pretrained(start).widened(channels, inputs).train()
     samples = Samples(clips, inputs, batch_size, seed)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
@@ -152,6 +148,22 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                validation=f"{len(validation)} other clips ({validation[0].name} ...), DAVIS 2016 protocol",
                command=command or f"diffslic.recipes.unet.train({str(out_dir)!r}, ..., steps={steps})")
     return fit
+
+
+def check_inputs(inputs: Sequence[str] | None, start: str | Path | None) -> tuple[str, ...]:
+    """The inputs that training will use; see :func:`train`.
+
+    Raises:
+        ValueError: an unknown input, or one that does not go on after those of ``start``.
+    """
+    known = UNet.from_pretrained(start).config.inputs if start is not None else ()
+    inputs = tuple(inputs or known or pipeline.INPUTS)
+    unknown = [name for name in inputs if name not in pipeline.INPUTS]
+    if unknown:
+        raise ValueError(f"the input {unknown[0]!r} is unknown; inputs are {', '.join(pipeline.INPUTS)}")
+    if inputs[:len(known)] != known:
+        raise ValueError(f"inputs must begin with those of {start}, {', '.join(known)}; got {', '.join(inputs)}")
+    return inputs
 
 
 def evaluate(model: UNet, clips: Sequence[Clip]) -> dict[str, float]:
