@@ -151,7 +151,7 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
     told: dict[str, Any] = {}
     wrapped.train()
     # Not Fabric's own mixed precision: it would round the batches too, positions and pixels among them.
-    half = torch.autocast(fabric.device.type, torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=False)
+    half = torch.autocast(fabric.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     for batch in fabric.setup_dataloaders(loader, use_distributed_sampler=False):
         with half:
             value = loss(wrapped, batch).mean()
