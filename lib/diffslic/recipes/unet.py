@@ -43,7 +43,8 @@ class _Frame(NamedTuple):
 class Samples:
     """Batches of network inputs and masks, cut from all frames of some clips in random order.
 
-    Every crop is mirrored at random (the flow with it), the flow's strength varies, and looks are disguised.
+    Every crop is mirrored at random (the flow with it), the flow's strength varies, and what tells looks is disguised,
+    and withheld from some samples where there is flow as well.
 
     Args:
         clips: with frames, labels, and cached flow and superpixels as far as ``inputs`` need them.
