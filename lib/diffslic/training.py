@@ -113,8 +113,8 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
         resume: go on from ``out_dir/last.ckpt`` if it is there; otherwise start anew.
         device: "auto", "cpu", "cuda", or one GPU such as "cuda:1". devices: how many on this machine; torchrun knows
             better, and its number counts. loggers: see Lightning Fabric.
-        precision: "32-true", or "bf16-mixed", which is faster where the hardware knows bfloat16: weights and batches stay
-            whole, ``loss`` runs under autocast, validation does not.
+        precision: "32-true", or "bf16-mixed", which is faster where the hardware knows bfloat16: weights and batches
+            stay whole, ``loss`` runs under autocast, validation does not.
         workers: processes that make batches ahead of time.
         forward_methods: methods of the model that ``loss`` calls instead of the model itself.
 

@@ -43,7 +43,7 @@ class _Frame(NamedTuple):
 class Samples:
     """Batches of network inputs and masks, cut from all frames of some clips in random order.
 
-    Every crop is mirrored at random (the flow with it), the flow's strength varies, and what tells looks is disguised,
+    Every crop is mirrored at random (the flow with it), and the flow's strength varies. What tells looks is disguised,
     and withheld from some samples where there is flow as well.
 
     Args:
