@@ -45,14 +45,29 @@ def test_a_still_frame_has_small_channels():
 
 
 def test_superpixel_features_do_not_depend_on_the_place():
-    ssn = SSN(SSNConfig("pix")).eval()
-    frame = torch.zeros(3, 40, 80)
-    frame[0, :, 20:40] = frame[0, :, 60:80] = 0.9  # red stripes, twice the same picture side by side
-    found = pipeline.find_superpixels(ssn, frame, n_spixels=32)
+    torch.manual_seed(0)
+    ssn = SSN(SSNConfig("deep", width=8, out_channels=4)).eval()
+    frame = torch.full((3, 128, 192), 0.2)
+    frame[0, :, 96:] = 0.9  # grey, then red
+    found = pipeline.find_superpixels(ssn, frame, n_spixels=96)
     painted = found.vectors.T[:, found.labels]
-    # Pixels far from any stripe's edge see only their own colour, wherever they are.
-    assert (painted[:, :, 28] - painted[:, :, 68]).abs().max() < 1e-3
-    assert found.vectors.shape[1] == 3
+    assert painted.shape == (7, 128, 192)
+    # Far from every edge, all of a colour is described alike, and the other colour is not.
+    grey, red = painted[:, 56:72, 40:56].flatten(1), painted[:, 56:72, 136:152].flatten(1)
+    spread = painted.flatten(1).std(1)
+    assert (grey.amax(1) - grey.amin(1) < 0.02 * spread).all() and (red.amax(1) - red.amin(1) < 0.02 * spread).all()
+    assert (grey.mean(1) - red.mean(1)).abs().max() > spread.min()
+
+
+def test_differences_of_superpixels_are_counted_in_their_spread_over_the_pixels():
+    labels = torch.tensor([[0, 0, 0, 1]])
+    vectors = torch.tensor([[1.0, 5, 2], [5, 5, 2.01], [1000, 1000, 1000]])  # the last one has no pixel
+    differences = pipeline.superpixel_differences(pipeline.Superpixels(labels, vectors))
+    painted = differences.T[:, labels]
+    torch.testing.assert_close(painted.mean((1, 2)), torch.zeros(3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(painted[0].square().mean(), torch.tensor(1.0))
+    torch.testing.assert_close(painted[1:], torch.tensor([[[0.0, 0, 0, 0]], [[-0.025, -0.025, -0.025, 0.075]]]),
+                               rtol=0, atol=1e-3)
 
 
 def test_network_input_names_what_is_missing():

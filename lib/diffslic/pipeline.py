@@ -25,6 +25,7 @@ from diffslic.training import device_of
 
 INPUTS = ("flow", "superpixels", "image")
 N_SPIXELS = 400  # superpixels per frame whose features the U-Net sees
+LEAST_SPREAD = 0.1  # of a feature over a frame; Lab is scaled by about a quarter, so this is less than half a unit
 
 # ---------------------------------------------------------------- what the U-Net sees
 
@@ -33,7 +34,7 @@ class Superpixels(NamedTuple):
     """Superpixels of one frame, and what they look like."""
 
     labels: Tensor  # (H, W) int64
-    vectors: Tensor  # (S, C) mean learned features and Lab, without the two positions that the network is given
+    vectors: Tensor  # (S, C) means of ``SSN.appearance``: learned features and Lab, which do not tell the place
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def find_superpixels(ssn: SSN, frame: Tensor, n_spixels: int = N_SPIXELS) -> Sup
     """Superpixels of a frame (3, H, W), RGB in [0, 1]; a frame too small for ``n_spixels`` gets fewer."""
     n_spixels = min(n_spixels, frame.shape[-2] * frame.shape[-1])
     soft = ssn(frame[None], n_spixels)
-    return Superpixels(soft.labels[0], soft.centroids[0, :, :-2])
+    return Superpixels(soft.labels[0], soft.pool(ssn.appearance(frame[None]))[0])
 
 
 def flow_channels(flow: Tensor) -> Tensor:
@@ -62,6 +63,18 @@ def flow_channels(flow: Tensor) -> Tensor:
                       for field in (residual, flow)])
 
 
+def superpixel_differences(superpixels: Superpixels) -> Tensor:
+    """Superpixel features as a network likes them: (S, C), how each superpixel differs from its frame.
+
+    Over the pixels of the frame each channel has mean 0 and standard deviation 1, so that the light and the colours of
+    a video do not matter. A channel that hardly varies is divided by :data:`LEAST_SPREAD` instead and stays small.
+    """
+    labels, vectors = superpixels
+    share = torch.bincount(labels.flatten(), minlength=len(vectors)).to(vectors) / labels.numel()
+    differences = vectors - share @ vectors
+    return differences / (share @ differences.square()).sqrt().clamp(min=LEAST_SPREAD)
+
+
 def network_input(inputs: Sequence[str], flow: Tensor | None = None, superpixels: Superpixels | None = None,
                   frame: Tensor | None = None) -> Tensor:
     """Channels (C, H, W) in the order of ``inputs``, each one of :data:`INPUTS`.
@@ -74,7 +87,7 @@ def network_input(inputs: Sequence[str], flow: Tensor | None = None, superpixels
     """
     given: dict[str, Callable[[], Tensor] | None] = {
         "flow": None if flow is None else lambda: flow_channels(flow),
-        "superpixels": None if superpixels is None else lambda: 0.1 * superpixels.vectors.T[:, superpixels.labels],
+        "superpixels": None if superpixels is None else lambda: superpixel_differences(superpixels).T[:, superpixels.labels],
         "image": None if frame is None else lambda: 2 * frame - 1,
     }
     for name in inputs:
@@ -143,7 +156,7 @@ def precompute_superpixels(clips: Sequence[Clip], ssn: SSN, folder: str | Path, 
         return {"superpixel_labels": (frame.labels for frame in labels),
                 "superpixel_vectors": (frame.vectors for frame in vectors)}
 
-    settings = {"superpixels": fingerprint(ssn), "n_spixels": n_spixels}
+    settings = {"superpixels": fingerprint(ssn), "vectors": "appearance", "n_spixels": n_spixels}
     return _precompute(clips, Path(folder), settings, fields, "superpixels", progress)
 
 

@@ -76,6 +76,24 @@ def test_learned_features_stand_before_pixel_features():
     assert torch.equal(features[:, :4], net.net(features[:, 4:]))
 
 
+def test_appearance_does_not_tell_the_place():
+    torch.manual_seed(1)
+    net = SSN(SSNConfig(width=8, out_channels=4)).eval()
+    picture = torch.rand(1, 3, 136, 136)
+    here, shifted = net.appearance(picture[..., :128, :128]), net.appearance(picture[..., 8:, 4:132])
+    assert here.shape == (1, 7, 128, 128)
+    torch.testing.assert_close(here[..., 56:80, 56:80], shifted[..., 48:72, 52:76], rtol=0, atol=1e-5)
+    grey = net.appearance(torch.full((1, 3, 128, 128), 0.5))[..., 48:80, 48:80]
+    assert grey.flatten(2).std(-1).max() < 1e-5
+    # Features do tell it: of a grey picture they are not the same everywhere.
+    assert net.features(torch.full((1, 3, 128, 128), 0.5), 100)[:, :4, 48:80, 48:80].flatten(2).std(-1).max() > 1e-3
+
+
+def test_appearance_of_pixel_features_is_their_lab():
+    net, picture = SSN(SSNConfig("pix")), torch.rand(2, 3, 20, 30)
+    torch.testing.assert_close(net.appearance(picture), net.features(picture, 30)[:, :3], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3), (17, 30)])
 def test_any_size_goes(size):
     labels = small().segment(torch.rand(2, 3, *size), n_spixels=1)

@@ -37,7 +37,7 @@ class _Frame(NamedTuple):
     flow: Tensor | None  # (4, H, W) half: see pipeline.flow_channels, taken before any crop
     image: Tensor | None  # (3, H, W) uint8
     labels: Tensor | None  # (H, W) int32 superpixels
-    vectors: Tensor | None  # (S, C) half
+    vectors: Tensor | None  # (S, C) half: see pipeline.superpixel_differences
 
 
 class Samples:
@@ -90,7 +90,7 @@ class Samples:
     @staticmethod
     def _superpixels(frame: "_Frame", window: Window, mirror: tuple[bool, bool], rng: np.random.Generator) -> Tensor:
         vectors = augment.disguise(frame.vectors.float().T, rng)
-        return 0.1 * vectors[:, augment.flip_image(frame.labels[window], *mirror).long()]
+        return vectors[:, augment.flip_image(frame.labels[window], *mirror).long()]
 
     @staticmethod
     def _image(frame: "_Frame", window: Window, mirror: tuple[bool, bool], rng: np.random.Generator) -> Tensor:
@@ -99,12 +99,14 @@ class Samples:
 
 
 def _read_frame(clip: Clip, t: int, inputs: Sequence[str]) -> _Frame:
-    labels = clip.labels(t)
-    mask = torch.where(labels == VOID, VOID, (labels > 0).long()).byte()
-    return _Frame(mask, pipeline.flow_channels(clip.flow(t)).half() if "flow" in inputs else None,
-                  (clip.frame(t) * 255).round().byte() if "image" in inputs else None,
-                  clip.superpixel_labels(t).int() if "superpixels" in inputs else None,
-                  clip.superpixel_vectors(t).half() if "superpixels" in inputs else None)
+    mask = clip.labels(t)
+    mask = torch.where(mask == VOID, VOID, (mask > 0).long()).byte()
+    flow = pipeline.flow_channels(clip.flow(t)).half() if "flow" in inputs else None
+    image = (clip.frame(t) * 255).round().byte() if "image" in inputs else None
+    if "superpixels" not in inputs:
+        return _Frame(mask, flow, image, None, None)
+    found = pipeline.Superpixels(clip.superpixel_labels(t), clip.superpixel_vectors(t))
+    return _Frame(mask, flow, image, found.labels.int(), pipeline.superpixel_differences(found).half())
 
 
 def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *,

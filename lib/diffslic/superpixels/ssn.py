@@ -113,10 +113,28 @@ class SSN(nn.Module):
         grid_for(n_spixels, height, width)  # refuses a count that the image cannot hold
         cells_a_side = math.isqrt(n_spixels)
         pos_factor = self.config.pos_scale * max(cells_a_side / height, cells_a_side / width)
+        position = pos_factor * pixel_grid(height, width, images.device, images.dtype).flip(0)
+        return self._features(images, position.expand(len(images), -1, -1, -1))
+
+    def appearance(self, images: Tensor) -> Tensor:
+        """What pixels look like, wherever they are: (B, C - 2, H, W), learned channels, then scaled Lab.
+
+        These are :meth:`features` with every position set to zero: the network is given the position, and what it has
+        learned holds much of it. A picture shifted by whole steps of the network's pooling (4 pixels) has the same
+        values, shifted, but near its border. To describe superpixels: ``net(images).pool(net.appearance(images))``.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1].
+        """
+        check_images(images)
+        nowhere = images.new_zeros(len(images), 2, *images.shape[-2:])
+        return self._features(images, nowhere)[:, :-2]
+
+    def _features(self, images: Tensor, position: Tensor) -> Tensor:
+        """Learned channels, scaled Lab and the scaled position (B, 2, H, W) itself."""
         with torch.autocast(images.device.type, enabled=False):  # half precision shows in Lab as noise
             lab = self.config.color_scale * rgb_to_lab(images)
-        position = pos_factor * pixel_grid(height, width, images.device, images.dtype).flip(0)
-        pixels = torch.cat([lab, position.expand(len(images), -1, -1, -1)], dim=1)
+        pixels = torch.cat([lab, position], dim=1)
         return pixels if self.net is None else torch.cat([self.net(pixels), pixels], dim=1)
 
     def forward(self, images: Tensor, n_spixels: int | None = None, n_iters: int | None = None) -> SoftSLIC:
