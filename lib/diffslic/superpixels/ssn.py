@@ -44,12 +44,14 @@ class FeatureNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H, W)."""
+        # Channels last in memory: on a CPU the convolutions take two thirds of the time.
+        x = x.contiguous(memory_format=torch.channels_last)
         fine = self.fine(x)
         middle = self.middle(fine)
         coarse = self.coarse(middle)
         middle, coarse = (F.interpolate(scale, size=x.shape[-2:], mode="bilinear", align_corners=False)
                           for scale in (middle, coarse))
-        return self.head(torch.cat([x, fine, middle, coarse], dim=1))
+        return self.head(torch.cat([x, fine, middle, coarse], dim=1)).contiguous()
 
 
 def _unit(in_channels: int, out_channels: int) -> nn.Sequential:
