@@ -70,6 +70,29 @@ def test_differences_of_superpixels_are_counted_in_their_spread_over_the_pixels(
                                rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("inputs", [("flow",), ("image", "superpixels", "flow"), ("superpixels", "flow", "image"),
+                                    ("image",)])
+def test_a_mirrored_input_is_the_input_of_the_mirrored_frame(clips, inputs):
+    flow, frame = clips[0].flow(0), clips[0].frame(0)
+    labels, vectors = torch.randint(0, 5, SIZE), torch.randn(5, 6)
+    given = pipeline.network_input(inputs, flow, pipeline.Superpixels(labels, vectors), frame)
+    expected = pipeline.network_input(inputs, geometry.flip_flow_horizontal(flow),
+                                      pipeline.Superpixels(labels.flip(-1), vectors), frame.flip(-1))
+    # Nearly: the percentile that flow is divided by is taken of every seventh pixel.
+    torch.testing.assert_close(pipeline.mirrored_input(given, inputs), expected, rtol=0.02, atol=0.02)
+
+
+def test_a_mirrored_clip_gets_mirrored_masks(clips):
+    torch.manual_seed(2)
+    unet, clip = UNet(UNetConfig(7, widths=(4, 8), inputs=("image", "flow"))).eval(), clips[0]
+    mirrored = clip.with_readers(frame=lambda t: clip.frame(t).flip(-1),
+                                 flow=lambda t: geometry.flip_flow_horizontal(clip.flow(t)))
+    masks, expected = pipeline.predict(unet, mirrored), pipeline.predict(unet, clip)[..., ::-1]
+    assert 0.05 < masks.mean() < 0.95
+    assert (masks == expected).mean() > 0.999
+    assert (masks == expected[..., ::-1]).mean() < 0.99
+
+
 def test_network_input_names_what_is_missing():
     flow, frame = torch.zeros(2, 8, 8), torch.zeros(3, 8, 8)
     assert pipeline.network_input(["image", "flow"], flow, None, frame).shape == (7, 8, 8)

@@ -97,6 +97,17 @@ def network_input(inputs: Sequence[str], flow: Tensor | None = None, superpixels
     return torch.cat([given[name]() for name in inputs])
 
 
+def mirrored_input(channels: Tensor, inputs: Sequence[str]) -> Tensor:
+    """What :func:`network_input` gives for the mirrored frame, from what it gave for the frame: (C, H, W)."""
+    mirrored = channels.flip(-1)
+    if "flow" in inputs:
+        sizes = {"flow": 4, "image": 3}
+        sizes["superpixels"] = len(channels) - sum(sizes.get(name, 0) for name in inputs)
+        start = sum(sizes[name] for name in inputs[:inputs.index("flow")])
+        mirrored[start:start + 4:2] *= -1  # u, to the right
+    return mirrored
+
+
 # ---------------------------------------------------------------- flow of a video
 
 
@@ -361,5 +372,8 @@ def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int,
 
 @torch.no_grad()
 def _mask(unet: UNet, channels: Tensor, size: tuple[int, int]) -> np.ndarray:
-    logits = geometry.resize(unet(channels[None]), size)
+    """Seen as it is and in a mirror, so that a mirrored video gets mirrored masks; the two are averaged."""
+    views = torch.stack([channels, mirrored_input(channels, unet.config.inputs)])
+    as_it_is, mirrored = unet(views)
+    logits = geometry.resize((as_it_is + mirrored.flip(-1))[None], size)
     return (logits[0, 0] > 0).byte().cpu().numpy()
