@@ -87,7 +87,8 @@ def network_input(inputs: Sequence[str], flow: Tensor | None = None, superpixels
     """
     given: dict[str, Callable[[], Tensor] | None] = {
         "flow": None if flow is None else lambda: flow_channels(flow),
-        "superpixels": None if superpixels is None else lambda: superpixel_differences(superpixels).T[:, superpixels.labels],
+        "superpixels": (None if superpixels is None
+                        else lambda: superpixel_differences(superpixels).T[:, superpixels.labels]),
         "image": None if frame is None else lambda: 2 * frame - 1,
     }
     for name in inputs:
