@@ -7,6 +7,7 @@ from diffslic import pipeline
 from diffslic.datasets import scenes
 from diffslic.flow import RAFT
 from diffslic.segmentation import UNet, UNetConfig
+from diffslic.superpixels import SSN
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 SIZE = (96, 128)
@@ -37,6 +38,16 @@ def test_masks():
     channels = pipeline.network_input(["image"], frame=clip.frame(0))
     with torch.no_grad():
         assert (net(channels[None]) - net.cuda()(channels[None].cuda()).cpu()).abs().max() < 1e-2
+
+
+def test_superpixels_and_their_differences():
+    frame = scenes.clips("lab", n_clips=1, n_frames=2, size=SIZE)[0].frame(0)
+    ours, theirs = (pipeline.find_superpixels(SSN.from_pretrained("scenes", device), frame.to(device), 60)
+                    for device in ("cpu", "cuda"))
+    same = ours.labels == theirs.labels.cpu()
+    assert theirs.vectors.is_cuda and same.float().mean() > 0.99
+    ours, theirs = (pipeline.superpixel_differences(found).T[:, found.labels].cpu() for found in (ours, theirs))
+    assert (ours - theirs)[:, same].abs().quantile(0.99) < 0.05
 
 
 def test_polished_flow_of_a_video():

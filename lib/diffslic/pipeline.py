@@ -105,7 +105,8 @@ def mirrored_input(channels: Tensor, inputs: Sequence[str]) -> Tensor:
         sizes = {"flow": 4, "image": 3}
         sizes["superpixels"] = len(channels) - sum(sizes.get(name, 0) for name in inputs)
         start = sum(sizes[name] for name in inputs[:inputs.index("flow")])
-        mirrored[start:start + 4:2] *= -1  # u, to the right
+        flow = slice(start, start + sizes["flow"])
+        mirrored[flow] = geometry.flip_flow_horizontal(channels[flow].unflatten(0, (2, 2))).flatten(0, 1)
     return mirrored
 
 
@@ -373,7 +374,7 @@ def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int,
 
 @torch.no_grad()
 def _mask(unet: UNet, channels: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Seen as it is and in a mirror, so that a mirrored video gets mirrored masks; the two are averaged."""
+    """Seen as it is and in a mirror, the logits averaged: mirrored channels get the mirrored mask."""
     views = torch.stack([channels, mirrored_input(channels, unet.config.inputs)])
     as_it_is, mirrored = unet(views)
     logits = geometry.resize((as_it_is + mirrored.flip(-1))[None], size)

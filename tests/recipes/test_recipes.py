@@ -85,6 +85,22 @@ def test_samples_cover_every_frame_once_an_epoch_and_keep_inputs_and_mask_togeth
     assert set(torch.cat([batch["labels"] for batch in batches]).unique().tolist()) <= {0, 1}
 
 
+def test_samples_show_what_use_shows_but_for_the_disguise(clips, monkeypatch):
+    monkeypatch.setattr(augment, "disguise", lambda values, rng: values)
+    monkeypatch.setattr(augment, "jitter_colors", lambda images, rng: images)
+    monkeypatch.setattr(unet, "WITHHELD", 0)
+    samples, expected = unet.Samples(clips, pipeline.INPUTS, batch_size=1, seed=0), []
+    for clip, t in samples.frames:
+        channels = pipeline.clip_input(clips[clip], t, pipeline.INPUTS)
+        expected += [channels, pipeline.mirrored_input(channels, pipeline.INPUTS)]
+    for number in range(6):
+        seen = samples(number)["input"][0]
+        # The flow's strength varies, by one number; bytes and halves round the rest.
+        apart = [((seen[4:] - other[4:]).abs().max(), torch.cosine_similarity(seen[:4], other[:4], dim=0).min())
+                 for other in expected]
+        assert any(looks < 0.02 and flow > 0.999 for looks, flow in apart)
+
+
 def test_some_samples_show_flow_alone(clips):
     batches = [unet.Samples(clips, pipeline.INPUTS, batch_size=6, seed=0)(number)["input"] for number in range(5)]
     flow, looks = (torch.cat(batches)[:, part].flatten(1).abs().amax(1) > 0 for part in (slice(0, 4), slice(4, None)))

@@ -121,9 +121,10 @@ class SSN(nn.Module):
     def appearance(self, images: Tensor) -> Tensor:
         """What pixels look like, wherever they are: (B, C - 2, H, W), learned channels, then scaled Lab.
 
-        These are :meth:`features` with every position set to zero: the network is given the position, and what it has
-        learned holds much of it. A picture shifted by whole steps of the network's pooling (4 pixels) has the same
-        values, shifted, but near its border. To describe superpixels: ``net(images).pool(net.appearance(images))``.
+        These are :meth:`features` with every position set to zero, that of the top left pixel: the network is given the
+        position, and what it has learned holds much of it. A picture shifted by whole steps of the network's pooling
+        (4 pixels) has the same values, shifted, but near its border. To describe superpixels:
+        ``net(images).pool(net.appearance(images))``.
 
         Args:
             images: (B, 3, H, W) RGB in [0, 1].
