@@ -120,6 +120,13 @@ def test_segment_connects_and_is_alone_in_its_batch():
     torch.testing.assert_close(net.segment(images[1:], n_spixels=20)[0], labels[1])
 
 
+def test_exactly_as_many_as_requested():
+    net, images = SSN(SSNConfig("pix")), torch.rand(2, 3, 40, 50)
+    for n_spixels in (1, 7, 50, 333):
+        labels = net.segment(images, n_spixels, exact=True)
+        assert [len(image.unique()) for image in labels] == [n_spixels] * 2
+
+
 def test_the_configuration_is_the_default_and_a_call_may_differ():
     images, net = torch.rand(1, 3, 24, 24), small(n_iters=3, distance="squared")
     features = net.features(images)

@@ -154,17 +154,26 @@ class SSN(nn.Module):
         return soft_slic(features, grid_for(n_spixels, *images.shape[-2:]), n_iters, self.config.distance)
 
     @torch.no_grad()
-    def segment(self, images: Tensor, n_spixels: int | None = None, connected: bool = True) -> Tensor:
+    def segment(self, images: Tensor, n_spixels: int | None = None, connected: bool = True,
+                exact: bool = False) -> Tensor:
         """Superpixel labels (B, H, W) int64 of images (B, 3, H, W), RGB in [0, 1].
 
         Connected labels are 0 .. count - 1 in each image, each one 4-connected piece; otherwise they are the
-        superpixels' places in the grid, and not every one need occur.
+        superpixels' places in the grid, and not every one need occur. The count achieved is ``labels.max() + 1`` of
+        an image: a grid has at most the requested number of cells, and pieces come and go.
+
+        Args:
+            images: a batch. n_spixels: requested superpixels, by default the configuration's.
+            connected: see :func:`diffslic.superpixels.connect`.
+            exact: connected, and exactly as many as requested.
         """
+        n_spixels = self.config.n_spixels if n_spixels is None else n_spixels
         soft = self(images, n_spixels)
-        if not connected:
+        if not (connected or exact):
             return soft.labels
         height, width = images.shape[-2:]
-        return connect(soft.labels, int(self.config.min_size * height * width / soft.centroids.shape[1]))
+        min_size = int(self.config.min_size * height * width / soft.centroids.shape[1])
+        return connect(soft.labels, min_size, n_spixels if exact else None)
 
 
 def check_images(images: Tensor) -> None:
