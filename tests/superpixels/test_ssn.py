@@ -135,6 +135,18 @@ def test_the_configuration_is_the_default_and_a_call_may_differ():
     assert net(images, n_spixels=4).grid == (2, 2)
 
 
+@pytest.mark.parametrize("features", ["deep", "pix"])
+def test_compactness_changes_the_clustering_and_not_the_features(features):
+    images, flat = torch.rand(1, 3, 48, 48), torch.full((1, 3, 48, 48), 0.5)
+    net, round_net = small(features), small(features, compactness=20.0)
+    round_net.load_state_dict(net.state_dict())
+    assert torch.equal(net.features(images), round_net.features(images))
+    soft = net.cluster(net.features(images), compactness=20)
+    assert torch.equal(soft.affinity, round_net(images).affinity)
+    assert (soft.labels[0] == net(flat).labels[0]).float().mean() > (net(images).labels == net(flat).labels
+                                                                     ).float().mean()
+
+
 def test_training_reaches_every_weight_and_lowers_the_loss():
     net = small().train()
     images = torch.rand(2, 3, 24, 24)

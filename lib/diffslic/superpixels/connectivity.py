@@ -54,7 +54,7 @@ def _connect(labels: np.ndarray, min_size: int, count: int | None) -> np.ndarray
     connected = _numbered(owner[pieces])
     if count is None:
         return connected
-    return _numbered(_halve(_merge(connected, count), count))
+    return _numbered(_halve(_numbered(_merge(connected, count)), count))
 
 
 def _numbered(labels: np.ndarray) -> np.ndarray:
@@ -90,9 +90,8 @@ def _merge(labels: np.ndarray, count: int) -> np.ndarray:
 
 def _halve(labels: np.ndarray, count: int) -> np.ndarray:
     """Cut the largest label in two until there are ``count``."""
-    labels, sizes = labels.copy(), np.bincount(labels.ravel())
-    sizes = np.concatenate([sizes, np.zeros(max(0, count - np.count_nonzero(sizes)), dtype=sizes.dtype)])
-    for new in range(len(sizes) - max(0, count - np.count_nonzero(sizes)), len(sizes)):
+    sizes = np.bincount(labels.ravel(), minlength=count)
+    for new in range(np.count_nonzero(sizes), count):
         largest = int(sizes.argmax())
         y, x = np.nonzero(labels == largest)
         window = labels[y.min():y.max() + 1, x.min():x.max() + 1]
