@@ -233,11 +233,7 @@ class SSN(nn.Module):
         """
         n_spixels = self.config.n_spixels if n_spixels is None else n_spixels
         soft = self(images, n_spixels, extra=extra)
-        if not (connected or exact):
-            return soft.labels
-        height, width = images.shape[-2:]
-        min_size = int(self.config.min_size * height * width / soft.centroids.shape[1])
-        return connect(soft.labels, min_size, n_spixels if exact else None)
+        return labels_of(soft, self.config.min_size, connected, n_spixels if exact else None)
 
 
 def check_images(images: Tensor) -> None:
@@ -250,6 +246,18 @@ def check_images(images: Tensor) -> None:
     # Interpolation and augmentation may leave the range by rounding, 0..255 leaves it by far.
     if not (low >= -0.01 and high <= 1.01):  # also false for NaN
         raise ValueError(f"images must lie in [0, 1], got values from {low:g} to {high:g}")
+
+
+def labels_of(soft: SoftSLIC, min_size: float, connected: bool, count: int | None) -> Tensor:
+    """Labels (B, H, W) of soft superpixels: in the grid's order, connected, or connected and ``count`` of them.
+
+    Args:
+        min_size: smallest connected superpixel, as a share of a grid cell.
+    """
+    if not connected and count is None:
+        return soft.labels
+    cell = soft.affinity.shape[-2] * soft.affinity.shape[-1] / soft.centroids.shape[1]
+    return connect(soft.labels, int(min_size * cell), count)
 
 
 RELEASED_NAMES = {"feature_extract.": "net.", "feature_extract_color.": "net.",
