@@ -368,17 +368,24 @@ app.add_typer(train_app, name="train")
 
 @train_app.command("ssn")
 def train_ssn(
-    out: TrainOut, steps: Steps = 800, width: Annotated[int, typer.Option(help="Channels of the net.")] = 32,
-    batch_size: Batch = 6, seed: Seed = 2, device: Accelerator = "auto", devices: Devices = 1,
+    out: TrainOut,
+    dataset: Annotated[str, typer.Option(help="scenes or bsds500.")] = "scenes",
+    root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
+    model: Annotated[str, typer.Option(help="ssn, composite (--start is its base) or spixelfcn.")] = "ssn",
+    width: Annotated[int, typer.Option(help="Channels of the net of an SSN.")] = 32, start: Start = None,
+    n_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 160, steps: Steps = 800,
+    batch_size: Batch = 6, rate: Rate = 1e-3, seed: Seed = 2, device: Accelerator = "auto", devices: Devices = 1,
     precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
 ) -> None:
-    """Train the superpixel network on scenes.
+    """Train a superpixel network on scenes or on BSDS500.
 
-    Example: diffslic train ssn --out runs/ssn --steps 800
+    Example: diffslic train ssn --out runs/ssn --dataset bsds500 --root ../BSDS500
     """
     from diffslic.recipes import ssn
 
-    fit = ssn.train(out, steps=steps, width=width, batch_size=batch_size, seed=seed,
+    clips, validation = ssn.prepare(dataset, root, n_scenes)
+    fit = ssn.train(out, clips, validation, model=model, width=width, start=start, steps=steps, batch_size=batch_size,
+                    learning_rate=rate, seed=seed,
                     **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
 
