@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from diffslic import datasets, geometry, metrics, training
 from diffslic.datasets.clip import Clip
+from diffslic.datasets.composite import flow_both_ways
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
 from diffslic.superpixels import SSN, SpixelFCN, SSNConfig, compactness, label_reconstruction
@@ -55,14 +56,14 @@ class Crops:
         clips: with frames and annotations, segments or labels, the first of these that a clip has.
         batch_size: crops per batch.
         seed: of everything random.
-        flow: also give the flow there and back; frames without both are left out.
+        flow: also give the flow there and back.
     """
 
     def __init__(self, clips: Sequence[Clip], batch_size: int, seed: int, flow: bool = False) -> None:
         if not clips or batch_size < 1:
             raise ValueError(f"training needs a clip and a batch_size from 1, got {len(clips)} clips and {batch_size}")
         self.batch_size, self.seed = batch_size, seed
-        self.frames = [(i, t) for i, clip in enumerate(clips) for t in _frames(clip, flow)]
+        self.frames = [(i, t) for i, clip in enumerate(clips) for t in range(len(clip))]
         clips = list(clips)
         self._read = lru_cache(maxsize=4000)(lambda clip, t: _read_picture(clips[clip], t, flow))
 
@@ -93,13 +94,9 @@ class Crops:
         return sample
 
 
-def _frames(clip: Clip, flow: bool) -> range:
-    return range(1, len(clip) - 1) if flow else range(len(clip))  # the first has no way back, the last no way on
-
-
 def _read_picture(clip: Clip, t: int, flow: bool) -> _Picture:
     return _Picture((clip.frame(t) * 255).round().byte(), annotations(clip, t).short(),
-                    torch.cat([clip.flow(t), clip.backward_flow(t)]).half() if flow else None)
+                    flow_both_ways(clip, t).half() if flow else None)
 
 
 def annotations(clip: Clip, t: int) -> Tensor:
@@ -185,7 +182,7 @@ def score(model: nn.Module, clip: Clip, t: int, n_spixels: int) -> dict[str, flo
     device = training.device_of(model)
     extra = {}
     if getattr(model, "extra_net", None) is not None:
-        extra = {"extra": torch.cat([clip.flow(t), clip.backward_flow(t)])[None].to(device)}
+        extra = {"extra": flow_both_ways(clip, t)[None].to(device)}
     labels = model.segment(clip.frame(t)[None].to(device), n_spixels, **extra)[0]
     return metrics.superpixels(labels.cpu(), list(annotations(clip, t)), clip.frame(t))
 
