@@ -197,12 +197,14 @@ def prepare(dataset: str, root: str | Path | None = None, n_scenes: int = N_SCEN
         n_scenes: to train on, two frames of each.
     """
     if dataset == "scenes":
-        return tuple(datasets.open("scenes", preset=PRESETS, n_clips=count, n_frames=2, size=SIZE, seed=seed,
-                                   lighting=0.1, device=device)
-                     for count, seed in ((n_scenes, TRAINING_SEED), (VALIDATION_SCENES, VALIDATION_SEED)))
+        clips, validation = (datasets.open("scenes", preset=PRESETS, n_clips=count, n_frames=2, size=SIZE, seed=seed,
+                                           lighting=0.1, device=device)
+                             for count, seed in ((n_scenes, TRAINING_SEED), (VALIDATION_SCENES, VALIDATION_SEED)))
+        return clips, validation
     if dataset == "bsds500":
         if root is None:
             raise ValueError("bsds500 needs root=..., its folder on disk (see data/README.md)")
-        return tuple(datasets.open("bsds500", root=root, split=split) for split in ("dev_train", "dev_val"))
+        clips, validation = (datasets.open("bsds500", root=root, split=split) for split in ("dev_train", "dev_val"))
+        return clips, validation
     raise ValueError(f"superpixels are learned on scenes or bsds500, got {dataset!r}")
 

@@ -42,8 +42,8 @@ class SpixelFCN(nn.Module):
         super().__init__()
         self.config = config = config or SpixelFCNConfig()
         widths = config.widths
-        self.down = nn.ModuleList(nn.Sequential(_unit(before, after, stride=1 if scale == 0 else 2), _unit(after, after))
-                                  for scale, (before, after) in enumerate(zip((3, *widths), widths)))
+        self.down = nn.ModuleList(nn.Sequential(_unit(before, after, stride), _unit(after, after))
+                                  for before, after, stride in zip((3, *widths), widths, (1, 2, 2, 2, 2)))
         steps = list(reversed(list(zip(widths, widths[1:]))))  # (finer, coarser), from the cell up
         self.grow = nn.ModuleList(nn.Sequential(nn.ConvTranspose2d(coarse, fine, 4, 2, 1), nn.LeakyReLU(0.1))
                                   for fine, coarse in steps)
