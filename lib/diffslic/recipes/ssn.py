@@ -6,7 +6,7 @@ the frames.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffslic import datasets, geometry, metrics, training
+from diffslic import datasets, geometry, training
 from diffslic.datasets.clip import Clip
 from diffslic.datasets.composite import flow_both_ways
+from diffslic.evaluation import evaluate_superpixels, segments_of, superpixels_of
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
 from diffslic.superpixels import SSN, SpixelFCN, SSNConfig, compactness, label_reconstruction
@@ -95,15 +96,8 @@ class Crops:
 
 
 def _read_picture(clip: Clip, t: int, flow: bool) -> _Picture:
-    return _Picture((clip.frame(t) * 255).round().byte(), annotations(clip, t).short(),
+    return _Picture((clip.frame(t) * 255).round().byte(), segments_of(clip, t).short(),
                     flow_both_ways(clip, t).half() if flow else None)
-
-
-def annotations(clip: Clip, t: int) -> Tensor:
-    """(A, H, W) what counts as segments of a frame: every annotator's, or the one truth that the clip has."""
-    if clip.has("annotations"):
-        return clip.annotations(t)
-    return (clip.segments(t) if clip.has("segments") else clip.labels(t))[None]
 
 
 def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *, model: str = "ssn",
@@ -168,23 +162,14 @@ def _network(model: str, width: int, n_iters: int, start: str | Path | None) -> 
     return (SSN(SSNConfig(width=width, n_iters=n_iters)) if start is None else SSN.from_pretrained(start)).train()
 
 
-def evaluate(model: nn.Module, clips: Sequence[Clip], counts: Sequence[int] = COUNTS) -> dict[str, float]:
+def evaluate(model: SSN | SpixelFCN, clips: Sequence[Clip], counts: Sequence[int] = COUNTS) -> dict[str, float]:
     """Means over clips and counts: asa, br, ue, co and the achieved count of connected superpixels.
 
-    A clip is judged by its middle frame, by all annotators where there are several.
+    A clip is judged by its first frame, by all annotators where there are several.
     """
-    rows = [score(model, clip, len(clip) // 2, count) for clip in clips for count in counts]
-    return {key: float(np.mean([row[key] for row in rows])) for key in ("asa", "br", "ue", "co", "count")}
-
-
-def score(model: nn.Module, clip: Clip, t: int, n_spixels: int) -> dict[str, float]:
-    """Figures of one frame's connected superpixels, see ``metrics.superpixels``; a composite gets the clip's flow."""
-    device = training.device_of(model)
-    extra = {}
-    if getattr(model, "extra_net", None) is not None:
-        extra = {"extra": flow_both_ways(clip, t)[None].to(device)}
-    labels = model.segment(clip.frame(t)[None].to(device), n_spixels, **extra)[0]
-    return metrics.superpixels(labels.cpu(), list(annotations(clip, t)), clip.frame(t))
+    scores = evaluate_superpixels({"": partial(superpixels_of, model)}, clips, counts,
+                                  every=max(map(len, clips)), progress=False)
+    return scores.rows[["asa", "br", "ue", "co", "count"]].mean().to_dict()
 
 
 def prepare(dataset: str, root: str | Path | None = None, n_scenes: int = N_SCENES,
