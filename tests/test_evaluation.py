@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 
 from diffslic import datasets, metrics
 from diffslic.datasets import io
 from diffslic.evaluation import (
+    SuperpixelScores,
     classical_slic,
     evaluate_davis,
     evaluate_superpixels,
@@ -88,6 +90,15 @@ def test_superpixels_are_scored_over_counts_frames_and_methods(tmp_path):
     assert len((tmp_path / "out/scores.csv").read_text().splitlines()) == 17
     assert len((tmp_path / "out/curve.csv").read_text().splitlines()) == 5
     assert io.image_size(tmp_path / "out/curve.png")[1] > 500
+
+
+def test_the_lead_is_read_at_equal_achieved_counts():
+    rows = [("a", 10, 100, 0.90), ("a", 20, 200, 0.95), ("a", 40, 800, 0.99),
+            ("b", 10, 50, 0.80), ("b", 20, 200, 0.90), ("b", 40, 400, 0.96)]
+    scores = SuperpixelScores(pd.DataFrame([{"method": method, "clip": "x", "frame": "0", "requested": requested,
+                                             "count": count, "asa": asa} for method, requested, count, asa in rows]))
+    # b at 100, half way from 50 to 200 by the logarithm: 0.85. It does not reach 800.
+    assert scores.lead("a", "b").to_dict() == pytest.approx({10: 0.05, 20: 0.05})
 
 
 def test_a_composite_sees_the_clips_flow():

@@ -132,6 +132,15 @@ class SuperpixelScores(NamedTuple):
         """Means over the frames: a row per method and requested count."""
         return self.rows.drop(columns=["clip", "frame"]).groupby(["method", "requested"], sort=False).mean()
 
+    def lead(self, method: str, over: str, score: str = "asa") -> pd.Series:
+        """By how much a method's score lies above another's curve, at those of its counts that the other reaches.
+
+        Between its points the other curve is taken to be straight over the logarithm of the achieved count.
+        """
+        ours, theirs = (self.curve.loc[name].sort_values("count") for name in (method, over))
+        ours = ours[ours["count"].between(theirs["count"].min(), theirs["count"].max())]
+        return ours[score] - np.interp(np.log(ours["count"]), np.log(theirs["count"]), theirs[score])
+
     def figure(self, scores: Sequence[str] = ("asa", "br")) -> viz.Figure:
         """Each score over the achieved count, a line per method."""
         methods = dict(list(self.curve.groupby(level="method", sort=False)))

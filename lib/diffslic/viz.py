@@ -158,6 +158,16 @@ def boundaries(image: Arraylike, labels: Arraylike, color: tuple[int, int, int] 
     return np.where(edge[..., None], np.array(color, np.uint8), base)
 
 
+def tint(image: Arraylike, weight: Arraylike, pixel: tuple[int, int],
+         color: tuple[int, int, int] = (255, 0, 160)) -> Picture:
+    """An image under a colour as strong as ``weight`` (H, W) in [0, 1], and a white cross at a pixel (row, column)."""
+    base, share = picture(image), 0.8 * np.clip(_numpy(weight), 0, 1)[..., None]
+    mixed = (base * (1 - share) + np.array(color) * share + 0.5).astype(np.uint8)
+    y, x = pixel
+    mixed[max(y - 4, 0):y + 5, x] = mixed[y, max(x - 4, 0):x + 5] = 255
+    return mixed
+
+
 def mean_color(image: Arraylike, labels: Arraylike) -> Picture:
     """Each label's region (H, W) in the mean colour of its pixels."""
     base, ids = _image_and_labels(image, labels)

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from diffslic import datasets
-from diffslic.datasets.composite import flow_both_ways, with_composite_flow, write_composite_flow
+from diffslic.datasets.composite import (
+    flow_both_ways,
+    read_flow_both_ways,
+    with_composite_flow,
+    with_flow_from,
+    write_composite_flow,
+)
 
 
 @pytest.fixture
@@ -42,6 +48,27 @@ def test_there_is_no_way_on_from_the_last_frame_and_none_back_from_the_first(cli
     assert torch.equal(first[:2], clip.flow(0)) and (first[2:] == 0).all()
     assert torch.equal(middle, torch.cat([clip.flow(1), clip.backward_flow(1)]))
     assert (last[:2] == 0).all() and torch.equal(last[2:], clip.backward_flow(3))
+
+
+def test_a_file_alone_gives_a_frames_flow(clip, path):
+    for t in range(4):
+        torch.testing.assert_close(read_flow_both_ways(path, t), flow_both_ways(clip, t), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"lab\.h5: the flow of 4 frames, 0 to 3; there is no frame 4"):
+        read_flow_both_ways(path, 4)
+    with h5py.File(path, "a") as file:
+        file["other"] = file["inv_flows"][:2]
+        del file["inv_flows"]
+        file.move("other", "inv_flows")
+    with pytest.raises(ValueError, match=r"of one shape \(T - 1, rows, columns, 2\), got \(3, .*\) and \(2, "):
+        read_flow_both_ways(path, 1)
+
+
+def test_flow_is_found_by_the_clips_name_in_either_layout(clip, path, tmp_path):
+    path.rename(tmp_path / f"{clip.name}.h5")
+    torch.testing.assert_close(with_flow_from(clip, tmp_path).flow(1), clip.flow(1), rtol=1e-3, atol=1e-3)
+    fields = {"flow": [2 * clip.flow(t) for t in range(3)], "backward_flow": [clip.backward_flow(t) for t in (1, 2, 3)]}
+    datasets.write_clip_cache(tmp_path / "ours" / f"{clip.name}.h5", fields, len(clip), {})
+    torch.testing.assert_close(with_flow_from(clip, tmp_path / "ours").flow(1), 2 * clip.flow(1), rtol=0, atol=0.01)
 
 
 def test_wrong_files_are_named(clip, path, tmp_path):

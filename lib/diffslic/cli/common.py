@@ -29,6 +29,7 @@ Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Accelerator = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Devices = Annotated[int, typer.Option(help="How many of them; more than one with torchrun.")]
 Workers = Annotated[int, typer.Option(help="Processes that make batches.")]
+Model = Annotated[str, typer.Option(help="Of superpixels: ssn (also a composite) or spixelfcn.")]
 Logger = Annotated[str | None, typer.Option(help="tensorboard or wandb, beside metrics.csv.")]
 
 
@@ -46,5 +47,14 @@ def open_clips(dataset: str, root: Path, split: str, resolution: str) -> list[An
     """Clips of a dataset on disk, by the options that it knows."""
     from diffslic import datasets
 
-    options = {"split": split, "resolution": resolution} if dataset.startswith("davis") else {}
+    options = {"split": split} if dataset.startswith(("davis", "bsds")) else {}
+    options |= {"resolution": resolution} if dataset.startswith("davis") else {}
     return datasets.open(dataset, root=root, **options)
+
+
+def load_superpixels(model: str, weights: str, device: str) -> Any:
+    """A superpixel network by kind and name."""
+    from diffslic.superpixels import SSN, SpixelFCN
+
+    report.check_choice("model", model, ["ssn", "spixelfcn"])
+    return (SSN if model == "ssn" else SpixelFCN).from_pretrained(weights, device)

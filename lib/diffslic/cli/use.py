@@ -5,7 +5,22 @@ from typing import Annotated
 
 import typer
 
-from diffslic.cli.common import Cache, Dataset, Device, Json, Polish, Resolution, Root, Split, app, open_clips, show
+from diffslic import report
+from diffslic.cli.common import (
+    Cache,
+    Dataset,
+    Device,
+    Json,
+    Model,
+    Polish,
+    Resolution,
+    Root,
+    Split,
+    app,
+    load_superpixels,
+    open_clips,
+    show,
+)
 
 
 @app.command()
@@ -43,6 +58,41 @@ def segment(
         clips = open_clips(dataset, source, split, resolution)
         pipeline.segment_clips(clips, out, overlay, fps, progress=not as_json, **how)
     show({"clips": len(clips), "frames": sum(map(len, clips)), "out": str(out)}, as_json)
+
+
+@app.command()
+def superpixels(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Annotated[Path, typer.Option(help="Where NAME.png, NAME_boundaries.png and NAME_colours.png go.")],
+    n_spixels: Annotated[int, typer.Option(help="Superpixels to ask for.")] = 200,
+    exact: Annotated[bool, typer.Option("--exact", help="Exactly as many, not about as many.")] = False,
+    model: Model = "ssn",
+    weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "scenes",
+    flow: Annotated[Path | None, typer.Option(help="Of a composite, the HDF5 file with the video's flow.")] = None,
+    frame: Annotated[int, typer.Option(help="Which frame of that video the image is, from 0.")] = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Cut images into superpixels: labels as a png of 16 bits, their boundaries, their mean colours.
+
+    Example: diffslic superpixels a.jpg b.jpg --n-spixels 300 --out cut/
+    """
+    from diffslic import pipeline
+    from diffslic.datasets.composite import read_flow_both_ways
+
+    net = load_superpixels(model, weights, device)
+    extra = None
+    if flow is not None:
+        if len(images) != 1:
+            raise ValueError(f"--flow is the flow of one image, got {len(images)}")
+        extra = read_flow_both_ways(flow, frame)
+    rows = pipeline.save_superpixels(images, out, net, n_spixels, exact, extra, progress=not as_json)
+    if as_json:
+        print(report.to_json(rows), end="")
+        return
+    for row in rows:
+        print(f"{row['image']}: {row['count']} superpixels, compactness {row['co']:.3f}, "
+              f"explained variation {row['ev']:.3f}")
 
 
 precompute_app = typer.Typer(help="Keep flow or superpixels on disk: pre-generate, then train.", rich_markup_mode=None)

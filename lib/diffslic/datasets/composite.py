@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffslic.datasets.cache import open_hdf5
+from diffslic.datasets.cache import cached_clip, open_hdf5
 from diffslic.datasets.clip import Clip
 from diffslic.files import written_whole
 
@@ -41,6 +41,14 @@ def with_composite_flow(clip: Clip, path: str | Path) -> Clip:
                              backward_flow=partial(_read, Path(path), BACKWARD, -1))
 
 
+def with_flow_from(clip: Clip, folder: str | Path) -> Clip:
+    """The clip with the flow of ``FOLDER/<its name>.h5``, in the study's layout or in that of this project's caches."""
+    path = Path(folder) / f"{clip.name}.h5"
+    with open_hdf5(path) as file:
+        ours = "configuration" in file.attrs
+    return cached_clip(clip, path) if ours else with_composite_flow(clip, path)
+
+
 def write_composite_flow(clip: Clip, path: str | Path) -> None:
     """Write a clip's flow there and back in this layout; the file appears when it is whole.
 
@@ -54,6 +62,24 @@ def write_composite_flow(clip: Clip, path: str | Path) -> None:
                                          chunks=(1, rows, columns, 2), compression="gzip", shuffle=True)
             for i in range(len(clip) - 1):
                 stored[i] = read(i + first).flip(0).permute(1, 2, 0).cpu().numpy()
+
+
+def read_flow_both_ways(path: str | Path, t: int) -> Tensor:
+    """:func:`flow_both_ways` of frame t from a file alone.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`with_composite_flow`; or the video has no such frame.
+    """
+    with open_hdf5(path) as file:
+        shapes = [tuple(file[name].shape) if isinstance(file.get(name), h5py.Dataset) else None
+                  for name in (FORWARD, BACKWARD)]
+    if None in shapes or shapes[0] != shapes[1] or len(shapes[0]) != 4 or shapes[0][3] != 2:
+        raise ValueError(f"{path}: expected {FORWARD} and {BACKWARD} of one shape (T - 1, rows, columns, 2), "
+                         f"got {shapes[0]} and {shapes[1]}")
+    length, size = shapes[0][0] + 1, shapes[0][1:3]
+    if not 0 <= t < length:
+        raise ValueError(f"{path}: the flow of {length} frames, 0 to {length - 1}; there is no frame {t}")
+    return flow_both_ways(with_composite_flow(Clip("video", size, {}, length), path), t)
 
 
 def flow_both_ways(clip: Clip, t: int) -> Tensor:

@@ -12,7 +12,9 @@ from diffslic.metrics.masks import STATISTICS as STATISTICS
 from diffslic.metrics.masks import DavisScore as DavisScore
 from diffslic.metrics.masks import davis as davis
 from diffslic.metrics.masks import davis_summary as davis_summary
+from diffslic.metrics.partitions import compactness as compactness
+from diffslic.metrics.partitions import explained_variation as explained_variation
 from diffslic.metrics.partitions import superpixels as superpixels
 
-__all__ = ["MAX_PROPOSALS", "PROTOCOLS", "STATISTICS", "DavisScore", "davis", "davis_summary", "depth", "flow",
-           "superpixels"]
+__all__ = ["MAX_PROPOSALS", "PROTOCOLS", "STATISTICS", "DavisScore", "compactness", "davis", "davis_summary", "depth",
+           "explained_variation", "flow", "superpixels"]

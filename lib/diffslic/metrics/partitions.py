@@ -44,8 +44,8 @@ def superpixels(labels: Any, truths: Sequence[Any], image: Any = None, ignore: i
         scores.append([_share_near(true_edges, edges), _share_near(edges, true_edges),
                        *_overlaps(labels, truth, names != ignore)])
     br, bp, asa, ue, iou = (_mean_of_defined(column) for column in zip(*scores))
-    return {"asa": asa, "br": br, "bp": bp, "ue": ue, "iou": iou, "co": _compactness(labels),
-            "ev": math.nan if image is None else _explained_variation(labels, image), "count": int(labels.max()) + 1}
+    return {"asa": asa, "br": br, "bp": bp, "ue": ue, "iou": iou, "co": compactness(labels),
+            "ev": math.nan if image is None else explained_variation(labels, image), "count": int(labels.max()) + 1}
 
 
 def _overlaps(labels: Array, truth: Array, counts: NDArray[np.bool_]) -> tuple[float, float, float]:
@@ -83,7 +83,9 @@ def _mean_of_defined(values: Iterable[float]) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
-def _compactness(labels: Array) -> float:
+def compactness(labels: Any) -> float:
+    """co of :func:`superpixels`: the mean over pixels of how round their superpixel (H, W) is; 1 is a disc."""
+    labels = _segmentation(labels, "labels")
     area = np.bincount(labels.ravel())
     framed = np.pad(labels, 1, constant_values=-1)
     perimeter = np.zeros(len(area))
@@ -92,8 +94,9 @@ def _compactness(labels: Array) -> float:
     return float((area / labels.size * 4 * math.pi * area / perimeter**2).sum())
 
 
-def _explained_variation(labels: Array, image: Any) -> float:
-    image = to_numpy(image).astype(np.float64)
+def explained_variation(labels: Any, image: Any) -> float:
+    """ev of :func:`superpixels`: the share of the image's (3, H, W) variance that lies between superpixels (H, W)."""
+    labels, image = _segmentation(labels, "labels"), to_numpy(image).astype(np.float64)
     if image.shape != (3, *labels.shape):
         raise ValueError(f"image must be {(3, *labels.shape)} like labels, got {image.shape}")
     colours = image.reshape(3, -1) - image.mean(axis=(1, 2))[:, None]
