@@ -10,7 +10,7 @@ import torch
 
 from diffslic import cli, datasets
 from diffslic.datasets import io
-from diffslic.datasets.composite import write_composite_flow
+from diffslic.datasets.composite import with_composite_flow, write_composite_flow
 from diffslic.superpixels import SSN, SpixelFCN, SpixelFCNConfig, SSNConfig
 
 
@@ -100,6 +100,17 @@ def test_scores_on_davis_with_a_composite_and_without_the_background(capsys, cli
     assert len(pd.read_csv(tmp_path / "out/scores.csv")) == 2  # frames 0 and 2
     (tmp_path / "flow" / "lab-00000.h5").unlink()
     assert "lab-00000.h5" in error(capsys, arguments)
+
+
+def test_flow_is_exported_for_a_composite(capsys, tmp_path):
+    assert cli.main(["scenes", str(tmp_path / "davis"), "--n-clips", "1", "--n-frames", "3", "--size", "40", "56"]) == 0
+    arguments = ["precompute", "flow", str(tmp_path / "davis"), "--resolution", "40p", "--iters", "1",
+                 "--cache", str(tmp_path / "cache"), "--export", str(tmp_path / "export")]
+    assert cli.main(arguments) == 0
+    clip = with_composite_flow(datasets.open("davis2016", root=tmp_path / "davis", resolution="40p")[0],
+                               tmp_path / "export/lab-00000.h5")
+    assert clip.flow(1).shape == clip.backward_flow(2).shape == (2, 40, 56)
+    assert (tmp_path / "cache/davis2016/40p/backward_flow/lab-00000.h5").is_file()
 
 
 @pytest.mark.parametrize("arguments, told", [

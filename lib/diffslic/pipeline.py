@@ -158,6 +158,15 @@ def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished
         yield polish(first[None], second[None], flow[None])[0] if polished else flow
 
 
+@torch.no_grad()
+def video_backward_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12,
+                        polished: bool = True) -> Iterator[Tensor]:
+    """As :func:`video_flow`, from each frame but the first to the one before."""
+    for before, frame in pairwise(frames):
+        flow = raft(frame[None].to(device_of(raft)), before[None].to(device_of(raft)), n_iters)
+        yield (polish(frame[None].to(flow), before[None].to(flow), flow) if polished else flow)[0]
+
+
 # ---------------------------------------------------------------- pre-generate, then train
 
 
@@ -177,6 +186,17 @@ def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_ite
 
     settings = {"flow": fingerprint(raft), "n_iters": n_iters, "polished": POLISH if polished else ""}
     return _precompute(clips, Path(folder), settings, fields, "flow", progress)
+
+
+def precompute_backward_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12,
+                             polished: bool = True, progress: bool = True) -> list[Clip]:
+    """Keep the flow of clips from each frame to the one before, as :func:`precompute_flow` keeps that to the next."""
+    def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
+        frames = (clip.frame(t) for t in range(len(clip)))
+        return {"backward_flow": video_backward_flow(raft, frames, n_iters, polished)}
+
+    settings = {"backward_flow": fingerprint(raft), "n_iters": n_iters, "polished": POLISH if polished else ""}
+    return _precompute(clips, Path(folder), settings, fields, "backward flow", progress)
 
 
 def precompute_tvl1(clips: Sequence[Clip], folder: str | Path, progress: bool = True) -> list[Clip]:

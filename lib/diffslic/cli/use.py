@@ -106,6 +106,9 @@ def precompute_flow(
     weights: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
     polish: Polish = True,
+    both_ways: Annotated[bool, typer.Option("--both-ways", help="Also the flow to the frame before.")] = False,
+    export: Annotated[Path | None, typer.Option(help="Write both ways to EXPORT/<clip>.h5 too, in the layout of the "
+                                                     "composite-SSN study.")] = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -114,11 +117,18 @@ def precompute_flow(
     Example: diffslic precompute flow ../DAVIS2016 --resolution 480p
     """
     from diffslic import pipeline
+    from diffslic.datasets.composite import write_composite_flow
     from diffslic.flow import RAFT
 
     clips = open_clips(dataset, root, split, resolution)
     out = pipeline.cache_folder(cache, dataset, resolution, "flow")
-    pipeline.precompute_flow(clips, RAFT.from_pretrained(weights, device), out, iters, polish, progress=not as_json)
+    raft = RAFT.from_pretrained(weights, device)
+    clips = pipeline.precompute_flow(clips, raft, out, iters, polish, progress=not as_json)
+    if both_ways or export is not None:
+        back = pipeline.cache_folder(cache, dataset, resolution, "backward_flow")
+        clips = pipeline.precompute_backward_flow(clips, raft, back, iters, polish, progress=not as_json)
+    for clip in clips if export is not None else ():
+        write_composite_flow(clip, export / f"{clip.name}.h5")
     show({"clips": len(clips), "out": str(out)}, as_json)
 
 
