@@ -105,7 +105,7 @@ def test_scenes_in_both_layouts(davis, tmp_path):
 
 def test_train_ssn_shows_the_best_state(capsys, tmp_path, monkeypatch):
     few, other = (datasets.open("scenes", n_clips=1, n_frames=2, size=SIZE, seed=seed) for seed in (0, 5))
-    monkeypatch.setattr(ssn, "prepare", lambda *_: (few, other))
+    monkeypatch.setattr(ssn, "prepare", lambda *_, **__: (few, other))
     arguments = ["train", "ssn", "--out", str(tmp_path), "--steps", "1", "--width", "2", "--workers", "0", "--json",
                  "--device", "cpu"]
     assert cli.main(arguments) == 0

@@ -124,7 +124,7 @@ def test_flow_is_exported_for_a_composite(capsys, tmp_path):
     (["evaluate", "superpixels", "nowhere", "--out", "cut"], "nowhere/data/images/val: no such folder"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut", "--dataset", "coco"], "dataset must be one of 'bsds500'"),
     (["train", "ssn", "--out", "cut", "--dataset", "bsds500"], "bsds500 needs root"),
-    (["train", "ssn", "--out", "cut", "--model", "slic"], "model must be one of ssn, composite, spixelfcn"),
+    (["train", "ssn", "--out", "cut", "--model", "slic"], "model must be one of 'ssn', 'composite', 'spixelfcn'"),
 ])
 def test_bad_input(capsys, images, tmp_path, monkeypatch, arguments, told):
     monkeypatch.chdir(tmp_path)

@@ -197,10 +197,12 @@ def test_superpixels_are_learned_from_one_set_and_weighed_on_another(tmp_path):
         ssn.train(tmp_path, scenes, [], model="slic")
     with pytest.raises(ValueError, match="a composite needs start="):
         ssn.train(tmp_path, scenes, [], model="composite")
-    with pytest.raises(ValueError, match="scenes or bsds500, got 'coco'"):
+    with pytest.raises(ValueError, match="scenes, bsds500 or davis2016, got 'coco'"):
         ssn.prepare("coco")
     with pytest.raises(ValueError, match="bsds500 needs root"):
         ssn.prepare("bsds500")
+    with pytest.raises(ValueError, match="davis2016 needs root"):
+        ssn.prepare("davis2016")
 
 
 def test_every_annotator_is_drawn():

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from diffslic import report
 from diffslic.cli.common import (
     Accelerator,
     Batch,
@@ -33,21 +34,25 @@ app.add_typer(train_app, name="train")
 @train_app.command("ssn")
 def train_ssn(
     out: TrainOut,
-    dataset: Annotated[str, typer.Option(help="scenes or bsds500.")] = "scenes",
+    dataset: Annotated[str, typer.Option(help="scenes, bsds500 or davis2016.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
+    resolution: Resolution = "480p", cache: Cache = Path("cache"),
     model: Annotated[str, typer.Option(help="ssn, composite (--start is its base) or spixelfcn.")] = "ssn",
     width: Annotated[int, typer.Option(help="Channels of the net of an SSN.")] = 32, start: Start = None,
     n_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 160, steps: Steps = 800,
     batch_size: Batch = 6, rate: Rate = 1e-3, seed: Seed = 2, device: Accelerator = "auto", devices: Devices = 1,
     precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
 ) -> None:
-    """Train a superpixel network on scenes or on BSDS500.
+    """Train a superpixel network on scenes, on BSDS500, or a composite on DAVIS.
 
     Example: diffslic train ssn --out runs/ssn --dataset bsds500 --root ../BSDS500
     """
     from diffslic.recipes import ssn
 
-    clips, validation = ssn.prepare(dataset, root, n_scenes)
+    report.check_choice("model", model, list(ssn.WHAT))
+    where = device if device != "auto" else "cpu"
+    clips, validation = ssn.prepare(dataset, root, n_scenes=n_scenes, resolution=resolution, cache=cache,
+                                    flow=model == "composite", device=where, progress=not as_json)
     fit = ssn.train(out, clips, validation, model=model, width=width, start=start, steps=steps, batch_size=batch_size,
                     learning_rate=rate, seed=seed,
                     **_how(device, devices, precision, workers, logger, out, as_json))

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffslic import datasets, geometry, training
+from diffslic import datasets, geometry, pipeline, training
 from diffslic.datasets.clip import Clip
 from diffslic.datasets.composite import flow_both_ways
 from diffslic.evaluation import evaluate_superpixels, segments_of, superpixels_of
+from diffslic.flow import RAFT
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
 from diffslic.superpixels import SSN, SpixelFCN, SSNConfig, compactness, label_reconstruction
@@ -172,24 +173,35 @@ def evaluate(model: SSN | SpixelFCN, clips: Sequence[Clip], counts: Sequence[int
     return scores.rows[["asa", "br", "ue", "co", "count"]].mean().to_dict()
 
 
-def prepare(dataset: str, root: str | Path | None = None, n_scenes: int = N_SCENES,
-            device: str = "cpu") -> tuple[list[Clip], list[Clip]]:
+def prepare(dataset: str, root: str | Path | None = None, *, n_scenes: int = N_SCENES, resolution: str = "480p",
+            cache: str | Path = "cache", raft: str | Path = "small", flow: bool = False, device: str = "cpu",
+            progress: bool = True) -> tuple[list[Clip], list[Clip]]:
     """Clips to train and to validate on.
 
     Args:
-        dataset: "scenes", or "bsds500": its official train split, every tenth photograph of which validates.
-        root: of BSDS500.
-        n_scenes: to train on, two frames of each.
+        dataset: "scenes"; "bsds500", its official train split, every tenth photograph of which validates; or
+            "davis2016", its development split by sequence (eight sequences stay out of both parts).
+        root: of BSDS500 or DAVIS. resolution: of DAVIS. n_scenes: to train on, two frames of each.
+        flow: a composite needs flow both ways: of DAVIS it is computed by ``raft`` and kept under ``cache``, of scenes
+            it is exact.
     """
     if dataset == "scenes":
         clips, validation = (datasets.open("scenes", preset=PRESETS, n_clips=count, n_frames=2, size=SIZE, seed=seed,
                                            lighting=0.1, device=device)
                              for count, seed in ((n_scenes, TRAINING_SEED), (VALIDATION_SCENES, VALIDATION_SEED)))
         return clips, validation
+    if dataset not in ("bsds500", "davis2016"):
+        raise ValueError(f"superpixels are learned on scenes, bsds500 or davis2016, got {dataset!r}")
+    if root is None:
+        raise ValueError(f"{dataset} needs root=..., its folder on disk (see data/README.md)")
     if dataset == "bsds500":
-        if root is None:
-            raise ValueError("bsds500 needs root=..., its folder on disk (see data/README.md)")
         clips, validation = (datasets.open("bsds500", root=root, split=split) for split in ("dev_train", "dev_val"))
         return clips, validation
-    raise ValueError(f"superpixels are learned on scenes or bsds500, got {dataset!r}")
-
+    clips = datasets.open("davis2016", root=root, split="dev_train", resolution=resolution)
+    if flow:
+        network = RAFT.from_pretrained(raft, device)
+        for kind, precompute in (("flow", pipeline.precompute_flow),
+                                 ("backward_flow", pipeline.precompute_backward_flow)):
+            folder = pipeline.cache_folder(cache, dataset, resolution, kind)
+            clips = precompute(clips, network, folder, progress=progress)
+    return [clip for i, clip in enumerate(clips) if i % 6 != 5], clips[5::6]
