@@ -279,7 +279,7 @@ def test_superpixels_equal_the_reference(reference, name):
             "count": "count"}
     for k, labels in enumerate(stored["labels"]):
         ours = metrics.superpixels(labels, list(stored["gt"]), image)
-        assert ours.keys() == keys.keys()
+        assert ours.keys() == {*keys, "iou"}
         for key, theirs in keys.items():
             assert ours[key] == pytest.approx(stored[theirs][k], abs=1e-9, nan_ok=True), key
 
@@ -311,8 +311,25 @@ def test_superpixels_equal_naive_loops():
     assert score["asa"] == pytest.approx(asa)
     assert score["ue"] == pytest.approx(ue)
     assert score["ev"] == pytest.approx(between / (99 * image.var(axis=(1, 2)).sum()))
+    votes = np.array([np.bincount(truth[labels == s]).argmax() for s in range(5)])[labels]
+    ious = [((votes == g) & (truth == g)).sum() / ((votes == g) | (truth == g)).sum() for g in range(3)]
+    assert score["iou"] == pytest.approx(np.mean(ious))
     two = metrics.superpixels(labels, [truth, labels], image)
     assert two["asa"] == pytest.approx((asa + 1) / 2)
+
+
+def test_an_ignored_segment_is_free():
+    labels = np.array([[0, 0, 0, 1, 1, 1]])
+    truth = np.array([[0, 0, 4, 4, 5, 5]])
+    score = metrics.superpixels(labels, [truth], ignore=0)
+    # Of the four pixels that count the first superpixel has a 4, the second a 4 and both 5.
+    assert score["asa"] == pytest.approx(3 / 4)
+    assert score["ue"] == pytest.approx(2 / 4)
+    assert score["iou"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert score["br"] == metrics.superpixels(labels, [truth])["br"]
+    assert math.isnan(metrics.superpixels(labels, [np.zeros_like(truth)], ignore=0)["asa"])
+    both = metrics.superpixels(labels, [np.zeros_like(truth), truth], ignore=0)
+    assert both["asa"] == score["asa"]  # the annotator who saw nothing is left out
 
 
 def test_superpixels_where_a_score_is_undefined():

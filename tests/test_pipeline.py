@@ -110,6 +110,15 @@ def test_the_flow_of_a_video_is_rafts_polished(clips, raft):
     assert len(polished) == 2 and not torch.equal(polished[1], plain[1])
 
 
+def test_the_way_back_is_the_way_on_of_the_pair_exchanged(clips, raft, tmp_path):
+    frames = [clips[0].frame(t) for t in range(3)]
+    back = list(pipeline.video_backward_flow(raft, iter(frames), 2))
+    on = next(iter(pipeline.video_flow(raft, [frames[2], frames[1]], 2)))
+    torch.testing.assert_close(back[1], on, rtol=0, atol=1e-3)
+    clip = pipeline.precompute_backward_flow(clips[:1], raft, tmp_path, 2, progress=False)[0]
+    torch.testing.assert_close(clip.backward_flow(2), on, rtol=0, atol=0.02)
+
+
 def test_precomputed_is_computed_once_and_only_once(clips, raft, tmp_path, monkeypatch):
     cached = pipeline.precompute_flow(clips, raft, tmp_path, n_iters=2, progress=False)
     expected = list(pipeline.video_flow(raft, (clips[0].frame(t) for t in range(3)), n_iters=2))

@@ -3,17 +3,19 @@
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ipywidgets
 import numpy as np
 import pytest
 import torch
+from ipyevents import Event
 from ipywidgets.embed import dependency_state, embed_data
 from matplotlib.image import imread
 
-from diffslic import viz
-from diffslic.widgets import frame_player, overlay_explorer
+from diffslic import viz, widgets
+from diffslic.widgets import frame_player, overlay_explorer, superpixel_explorer
 
 FRAMES = [torch.full((3, 24, 40), level) for level in (0.1, 0.5, 0.9)]
 MASKS = [torch.zeros(24, 40, dtype=torch.int64) for _ in FRAMES]
@@ -77,6 +79,60 @@ def test_the_explorer_asks_a_function_for_the_frame_on_show_only() -> None:
     controls["frame"].value = 2
     assert asked == [0, 2]
     assert caption.value == ""
+
+
+class Halves:
+    """Two superpixels, left and right of the middle, of which a pixel belongs to its own by three quarters."""
+
+    candidates = torch.full((9, 24, 40), -1)
+    candidates[3], candidates[4] = 0, 1
+    labels = (torch.arange(40) >= 20).long().expand(1, 24, 40)
+    affinity = torch.zeros(1, 9, 24, 40)
+    affinity[0, 3] = torch.where(labels[0] == 0, 0.75, 0.25)
+    affinity[0, 4] = 1 - affinity[0, 3]
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., :2]
+
+    def unpool(self, superpixels: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(1, 3, 24, 40)
+
+
+def test_the_superpixel_explorer_answers_to_every_control_and_computes_once() -> None:
+    asked = []
+
+    def cluster(name: str, *setting: float) -> Halves:
+        asked.append((name, *setting))
+        return Halves()
+
+    box = superpixel_explorer(FRAMES[1], {name: partial(cluster, name) for name in ("learned", "colour")}, 500)
+    image, caption, controls = parts(box)
+    assert asked == [("learned", 100, 1, 5)]
+    assert "2 superpixels; nine affinities of (12, 20): 0.00 0.00 0.00 / 0.25 0.75 0.00 / 0.00" in caption.value
+    tinted = decoded(image)
+    assert abs(tinted[2, 30] - 127).max() > 2 * abs(tinted[2, 5] - 127).max()  # three quarters against one
+    controls["column"].value = 3
+    assert "(12, 3): 0.00 0.00 0.00 / 0.75 0.25" in caption.value and len(asked) == 1
+    controls["view"].value = "mean colours, soft"
+    assert decoded(image)[2, 5].max() > 60 and len(asked) == 1
+    controls["superpixels"].value, controls["iterations"].value = 300, 9
+    controls["compactness"].value, controls["features"].value = 10, "colour"
+    assert asked[-1] == ("colour", 300, 10, 9)
+    controls["features"].value = "learned"
+    before = len(asked)
+    controls["features"].value = "colour"
+    assert len(asked) == before
+
+
+def test_a_click_picks_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = []
+    monkeypatch.setattr(widgets, "Event", lambda **options: events.append(Event(**options)) or events[-1])
+    box = superpixel_explorer(FRAMES[0], {"learned": lambda *_: Halves()})
+    assert events[0].source is box.children[0] and events[0].watched_events == ["click"]
+    events[0]._dom_handlers({"event": "click", "dataX": 7.6, "dataY": 99})
+    _, caption, controls = parts(box)
+    assert (controls["row"].value, controls["column"].value) == (23, 7)
+    assert "(23, 7)" in caption.value
 
 
 def saved_state(box: ipywidgets.VBox) -> dict[str, Any]:

@@ -1,17 +1,27 @@
-"""Scores of masks on disk: what somebody's method wrote, against a dataset's truth."""
+"""Scores of a whole dataset: masks on disk, and superpixels, against the truth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
+from skimage.segmentation import slic
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffslic import metrics
+from diffslic import metrics, viz
 from diffslic.datasets import io
+from diffslic.datasets.clip import Clip
+from diffslic.datasets.composite import flow_both_ways
 from diffslic.datasets.folder import image_files
 from diffslic.files import written_whole
+from diffslic.superpixels import SSN, SpixelFCN
+from diffslic.training import device_of
+
+# ---------------------------------------------------------------- masks on disk
 
 
 class Evaluation(NamedTuple):
@@ -84,3 +94,93 @@ def _read_masks(folder: Path, like: Sequence[Path], size: tuple[int, int], proto
             raise ValueError(f"{path}: ids must lie in 0..255, got {int(labels.max())}")
         masks[t] = (labels > 0 if protocol == "davis2016" else labels).numpy()
     return masks
+
+
+# ---------------------------------------------------------------- superpixels
+
+Method = Callable[[Clip, int, int], Tensor]  # clip, frame and requested count to labels (H, W)
+
+
+def superpixels_of(model: SSN | SpixelFCN, clip: Clip, t: int, n_spixels: int) -> Tensor:
+    """Connected superpixels (H, W) of a frame; a composite also gets the clip's flow there and back."""
+    device = device_of(model)
+    extra = {}
+    if isinstance(model, SSN) and model.extra_net is not None:
+        extra = {"extra": flow_both_ways(clip, t)[None].to(device)}
+    return model.segment(clip.frame(t)[None].to(device), n_spixels, **extra)[0].cpu()
+
+
+def classical_slic(clip: Clip, t: int, n_spixels: int) -> Tensor:
+    """Superpixels (H, W) of a frame by scikit-image's SLIC as it comes: Lab, compactness 10, ten iterations."""
+    return torch.from_numpy(slic(clip.frame(t).permute(1, 2, 0).numpy(), n_spixels, start_label=0))
+
+
+def segments_of(clip: Clip, t: int) -> Tensor:
+    """(A, H, W) what counts as segments of a frame: every annotator's, or the one truth that the clip has."""
+    if clip.has("annotations"):
+        return clip.annotations(t)
+    return (clip.segments(t) if clip.has("segments") else clip.labels(t))[None]
+
+
+class SuperpixelScores(NamedTuple):
+    """Scores of superpixels by method, frame and requested count."""
+
+    rows: pd.DataFrame  # method, clip, frame, requested, and the figures of ``metrics.superpixels``
+
+    @property
+    def curve(self) -> pd.DataFrame:
+        """Means over the frames: a row per method and requested count."""
+        return self.rows.drop(columns=["clip", "frame"]).groupby(["method", "requested"], sort=False).mean()
+
+    def lead(self, method: str, over: str, score: str = "asa") -> pd.Series:
+        """By how much a method's score lies above another's curve, at those of its counts that the other reaches.
+
+        Between its points the other curve is taken to be straight over the logarithm of the achieved count.
+        """
+        ours, theirs = (self.curve.loc[name].sort_values("count") for name in (method, over))
+        ours = ours[ours["count"].between(theirs["count"].min(), theirs["count"].max())]
+        return ours[score] - np.interp(np.log(ours["count"]), np.log(theirs["count"]), theirs[score])
+
+    def figure(self, scores: Sequence[str] = ("asa", "br")) -> viz.Figure:
+        """Each score over the achieved count, a line per method."""
+        methods = dict(list(self.curve.groupby(level="method", sort=False)))
+        return viz.curves({score: {name: (rows["count"], rows[score]) for name, rows in methods.items()}
+                           for score in scores}, "achieved superpixels")
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``scores.csv`` (a row per frame), ``curve.csv`` (means) and ``curve.png``."""
+        folder = Path(folder)
+        with written_whole(folder / "scores.csv") as temporary:
+            self.rows.to_csv(temporary, index=False)
+        with written_whole(folder / "curve.csv") as temporary:
+            self.curve.to_csv(temporary)
+        with written_whole(folder / "curve.png") as temporary:
+            self.figure().savefig(temporary, format="png", dpi=120)
+
+
+def evaluate_superpixels(methods: Mapping[str, Method], clips: Sequence[Clip], counts: Sequence[int], every: int = 1,
+                         ignore: int | None = None, progress: bool = True) -> SuperpixelScores:
+    """Score superpixels against all annotators of a dataset, over counts.
+
+    Args:
+        methods: by name, such as ``partial(superpixels_of, net)`` and :func:`classical_slic`.
+        clips: with frames and segments, see :func:`segments_of`.
+        counts: requested superpixels.
+        every: of a video only each ``every``-th frame, the first one among them.
+        ignore: a segment that counts for nothing, see ``metrics.superpixels``.
+
+    Raises:
+        ValueError: no method, clip or count, or ``every`` below 1.
+    """
+    if not (methods and clips and counts) or every < 1:
+        raise ValueError(f"scores need a method, a clip, a count and every from 1, got {len(methods)}, {len(clips)}, "
+                         f"{len(counts)} and {every}")
+    rows = []
+    for clip in tqdm(clips, desc="superpixels", unit="clip", disable=not progress):
+        for t in range(0, len(clip), every):
+            image, truths = clip.frame(t), list(segments_of(clip, t))
+            for (name, method), count in product(methods.items(), counts):
+                figures = metrics.superpixels(method(clip, t, count), truths, image, ignore)
+                rows.append({"method": name, "clip": clip.name, "frame": clip.frame_name(t), "requested": count,
+                             **figures})
+    return SuperpixelScores(pd.DataFrame(rows))

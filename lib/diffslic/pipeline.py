@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diffslic import datasets, geometry, viz
+from diffslic import datasets, geometry, metrics, viz
 from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
 from diffslic.datasets.video import write_video
 from diffslic.files import note_says, write_note
 from diffslic.flow import POLISH, RAFT, polish, tvl1
 from diffslic.segmentation import UNet, camera_motion
-from diffslic.superpixels import SSN
+from diffslic.superpixels import SSN, SpixelFCN
 from diffslic.training import device_of
 
 INPUTS = ("flow", "superpixels", "image")
@@ -43,6 +43,35 @@ def find_superpixels(ssn: SSN, frame: Tensor, n_spixels: int = N_SPIXELS) -> Sup
     n_spixels = min(n_spixels, frame.shape[-2] * frame.shape[-1])
     soft = ssn(frame[None], n_spixels)
     return Superpixels(soft.labels[0], soft.pool(ssn.appearance(frame[None]))[0])
+
+
+def save_superpixels(images: Sequence[str | Path], folder: str | Path, model: SSN | SpixelFCN, n_spixels: int = 200,
+                     exact: bool = False, extra: Tensor | None = None, progress: bool = True) -> list[dict[str, Any]]:
+    """Superpixels of image files: ``FOLDER/<stem>.png`` (labels in 16 bits), ``_boundaries.png``, ``_colours.png``.
+
+    Args:
+        images: files of any size; equal stems would overwrite one another and are refused.
+        n_spixels, exact, extra: see :meth:`diffslic.superpixels.SSN.segment`; ``extra`` is that of a single image.
+
+    Returns:
+        A row per image: its name, the achieved count, compactness and explained variation.
+    """
+    paths, folder = [Path(path) for path in images], Path(folder)
+    stems = [path.stem for path in paths]
+    twice = [stem for stem in stems if stems.count(stem) > 1]
+    if not paths or twice:
+        raise ValueError(f"{folder}: two images named {twice[0]}" if twice else "superpixels need an image, got none")
+    device, rows = device_of(model), []
+    given = {} if extra is None else {"extra": extra[None].to(device)}
+    for path in tqdm(paths, desc="superpixels", unit="image", disable=not progress):
+        image = io.read_image(path)
+        labels = model.segment(image[None].to(device), n_spixels, exact=exact, **given)[0].cpu()
+        io.write_segments(folder / f"{path.stem}.png", labels)
+        for name, shown in (("boundaries", viz.boundaries(image, labels)), ("colours", viz.mean_color(image, labels))):
+            io.write_image(folder / f"{path.stem}_{name}.png", torch.from_numpy(shown).permute(2, 0, 1) / 255)
+        rows.append({"image": path.name, "count": int(labels.max()) + 1, "co": metrics.compactness(labels),
+                     "ev": metrics.explained_variation(labels, image)})
+    return rows
 
 
 def flow_channels(flow: Tensor) -> Tensor:
@@ -129,6 +158,15 @@ def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished
         yield polish(first[None], second[None], flow[None])[0] if polished else flow
 
 
+@torch.no_grad()
+def video_backward_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12,
+                        polished: bool = True) -> Iterator[Tensor]:
+    """As :func:`video_flow`, from each frame but the first to the one before."""
+    for before, frame in pairwise(frames):
+        flow = raft(frame[None].to(device_of(raft)), before[None].to(device_of(raft)), n_iters)
+        yield (polish(frame[None].to(flow), before[None].to(flow), flow) if polished else flow)[0]
+
+
 # ---------------------------------------------------------------- pre-generate, then train
 
 
@@ -148,6 +186,17 @@ def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_ite
 
     settings = {"flow": fingerprint(raft), "n_iters": n_iters, "polished": POLISH if polished else ""}
     return _precompute(clips, Path(folder), settings, fields, "flow", progress)
+
+
+def precompute_backward_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12,
+                             polished: bool = True, progress: bool = True) -> list[Clip]:
+    """Keep the flow of clips from each frame to the one before, as :func:`precompute_flow` keeps that to the next."""
+    def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
+        frames = (clip.frame(t) for t in range(len(clip)))
+        return {"backward_flow": video_backward_flow(raft, frames, n_iters, polished)}
+
+    settings = {"backward_flow": fingerprint(raft), "n_iters": n_iters, "polished": POLISH if polished else ""}
+    return _precompute(clips, Path(folder), settings, fields, "backward flow", progress)
 
 
 def precompute_tvl1(clips: Sequence[Clip], folder: str | Path, progress: bool = True) -> list[Clip]:

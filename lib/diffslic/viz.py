@@ -4,7 +4,7 @@ Functions take arrays or tensors as the datasets give them (images (3, H, W) in 
 or finished pictures (H, W, 3) uint8; they return pictures, axes or figures and keep nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -158,6 +158,16 @@ def boundaries(image: Arraylike, labels: Arraylike, color: tuple[int, int, int] 
     return np.where(edge[..., None], np.array(color, np.uint8), base)
 
 
+def tint(image: Arraylike, weight: Arraylike, pixel: tuple[int, int],
+         color: tuple[int, int, int] = (255, 0, 160)) -> Picture:
+    """An image under a colour as strong as ``weight`` (H, W) in [0, 1], and a white cross at a pixel (row, column)."""
+    base, share = picture(image), 0.8 * np.clip(_numpy(weight), 0, 1)[..., None]
+    mixed = (base * (1 - share) + np.array(color) * share + 0.5).astype(np.uint8)
+    y, x = pixel
+    mixed[max(y - 4, 0):y + 5, x] = mixed[y, max(x - 4, 0):x + 5] = 255
+    return mixed
+
+
 def mean_color(image: Arraylike, labels: Arraylike) -> Picture:
     """Each label's region (H, W) in the mean colour of its pixels."""
     base, ids = _image_and_labels(image, labels)
@@ -200,6 +210,30 @@ def grid(images: Sequence[Arraylike], titles: Sequence[str] = (), columns: int |
         ax.imshow(shown)
     for ax, title in zip(axes.flat, titles):
         ax.set_title(title, fontsize=11)
+    plt.close(figure)
+    return figure
+
+
+def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str,
+           width: float = 10.0) -> Figure:
+    """A figure of lines, a panel beside the other, with one legend; closed for pyplot as :func:`grid` is.
+
+    Args:
+        panels: label of the vertical axis -> name of a line -> its x and y. Equal names share a colour.
+        xlabel: of the horizontal axis, the same in all panels.
+        width: of the figure, in inches.
+    """
+    if not panels:
+        raise ValueError("curves need at least one panel, got none")
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.6), layout="constrained", squeeze=False)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    for ax, (ylabel, lines) in zip(axes.flat, panels.items()):
+        for name, (x, y) in lines.items():
+            ax.plot(x, y, marker="o", markersize=4, label=name, color=f"C{names.index(name)}")
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+        ax.grid(alpha=0.3)
+    axes[0, 0].legend()
     plt.close(figure)
     return figure
 

@@ -1,16 +1,33 @@
-"""Explorers for notebooks: a frame player, and masks over frames with an opacity slider.
+"""Explorers for notebooks: a frame player, masks over frames with an opacity slider, and superpixels.
 
 Frames are encoded in the kernel and shown by ``ipywidgets.Image``, one at a time: a new inline figure for each step
-would play at half the speed, and a saved notebook holds the current frame only. Sliders answer to the arrow keys.
+would play at half the speed, and a saved notebook holds the current frame only. Sliders answer to the arrow keys;
+where a picture can be clicked, sliders do the same from the keyboard.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
 
 import ipywidgets
+import numpy as np
+from ipyevents import Event
 from matplotlib.image import imsave
+from torch import Tensor
 
 from diffslic import viz
+
+
+class SoftSuperpixels(Protocol):
+    """What the superpixel explorer shows, such as a ``superpixels.SoftSLIC`` of one image."""
+
+    affinity: Tensor  # (1, 9, H, W)
+    candidates: Tensor  # (9, H, W) superpixels, -1 for none
+    labels: Tensor  # (1, H, W)
+
+    def pool(self, x: Tensor) -> Tensor: ...
+    def unpool(self, superpixels: Tensor) -> Tensor: ...
 
 
 def frame_player(images: Sequence[viz.Arraylike], labels: Sequence[str] = (), fps: float = 12) -> ipywidgets.VBox:
@@ -58,6 +75,66 @@ def overlay_explorer(frames: Sequence[viz.Arraylike], masks: Sequence[viz.Arrayl
                      lambda: f"score {scores[frame.value]:.3f}" if len(scores) else "", [frame, opacity])
 
 
+def superpixel_explorer(image: Tensor, cluster: Mapping[str, Callable[[int, float, int], SoftSuperpixels]],
+                        max_count: int = 1000) -> ipywidgets.VBox:
+    """Superpixels of one image: their number, compactness and iterations, by several features, hard or soft.
+
+    A click on a pixel, or the row and column sliders, colours its nine candidates by their affinity.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        cluster: by the name of the features, a function of the number of superpixels, the compactness and the number
+            of iterations. Results are kept: going back to a setting computes nothing.
+        max_count: of superpixels.
+    """
+    image = image.detach().cpu()
+    height, width = image.shape[-2:]
+    soft_of = lru_cache(maxsize=64)(lambda name, *setting: cluster[name](*setting))
+    features = ipywidgets.Dropdown(options=list(cluster), description="features")
+    view = ipywidgets.Dropdown(options=["boundaries", "mean colours, hard", "mean colours, soft"], description="view")
+    count = ipywidgets.IntSlider(value=min(100, max_count), min=4, max=max_count, description="superpixels",
+                                 continuous_update=False)
+    compactness = ipywidgets.FloatLogSlider(value=1, min=-1, max=1, step=0.1, description="compactness",
+                                            continuous_update=False)
+    iterations = ipywidgets.IntSlider(value=5, min=1, max=20, description="iterations", continuous_update=False)
+    row = ipywidgets.IntSlider(value=height // 2, max=height - 1, description="row")
+    column = ipywidgets.IntSlider(value=width // 2, max=width - 1, description="column")
+
+    def soft() -> SoftSuperpixels:
+        return soft_of(features.value, count.value, compactness.value, iterations.value)
+
+    def draw() -> bytes:
+        found, (y, x) = soft(), (row.value, column.value)
+        labels = found.labels[0].cpu()
+        if view.value == "boundaries":
+            shown = viz.boundaries(image, labels)
+        elif view.value.endswith("hard"):
+            shown = viz.mean_color(image, labels)
+        else:
+            at = image[None].to(found.affinity)
+            shown = viz.picture(found.unpool(found.pool(at))[0].clamp(0, 1))
+        weight = np.zeros(labels.shape, dtype=np.float32)
+        for candidate, affinity in zip(found.candidates[:, y, x].tolist(), found.affinity[0, :, y, x].tolist()):
+            weight[labels.numpy() == candidate] = affinity
+        return _jpeg(viz.tint(shown, weight, (y, x)))
+
+    def caption() -> str:
+        found = soft()
+        nine = found.affinity[0, :, row.value, column.value].tolist()
+        rows = " / ".join(" ".join(f"{value:.2f}" for value in nine[k:k + 3]) for k in (0, 3, 6))
+        return f"{found.labels.unique().numel()} superpixels; nine affinities of ({row.value}, {column.value}): {rows}"
+
+    box = _explorer(draw, caption, [features, view, count, compactness, iterations, row, column])
+    clicks = Event(source=box.children[0], watched_events=["click"])
+
+    def pick(event: dict[str, Any]) -> None:
+        row.value, column.value = (min(max(int(event[key]), 0), size - 1)
+                                   for key, size in (("dataY", height), ("dataX", width)))
+
+    clicks.on_dom_event(pick)
+    return box
+
+
 def _explorer(draw: Callable[[], bytes], caption: Callable[[], str], sliders: Sequence[ipywidgets.Widget],
               *controls: ipywidgets.Widget) -> ipywidgets.VBox:
     """A picture above its caption and controls; both are renewed whenever a slider moves."""
@@ -69,7 +146,8 @@ def _explorer(draw: Callable[[], bytes], caption: Callable[[], str], sliders: Se
     for slider in sliders:
         slider.observe(renew, names="value")
     renew()
-    return ipywidgets.VBox([shown, text, ipywidgets.HBox([*controls, *sliders])])
+    bar = ipywidgets.HBox([*controls, *sliders], layout=ipywidgets.Layout(flex_flow="row wrap"))
+    return ipywidgets.VBox([shown, text, bar])
 
 
 def _frame_slider(n_frames: int) -> ipywidgets.IntSlider:

@@ -115,7 +115,7 @@ def test_a_cut_or_foreign_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="c.h5: an HDF5 file, but not a cache"):
         cached_clip(_clip(), tmp_path / "c.h5")
     assert not is_current(tmp_path / "c.h5", CONFIGURATION, LENGTH)
-    with pytest.raises(FileNotFoundError, match="no cache file .*none.h5"):
+    with pytest.raises(FileNotFoundError, match="no file .*none.h5"):
         cached_clip(_clip(), tmp_path / "none.h5")
 
 

@@ -90,6 +90,16 @@ def test_palette_is_voc():
     assert len(np.unique(files.PALETTE, axis=0)) == 256
 
 
+def test_segments_round_trip_in_16_bits(tmp_path):
+    labels = torch.tensor([[0, 1, 255], [256, 40000, 65535]])
+    files.write_segments(tmp_path / "a.png", labels)
+    assert torch.equal(files.read_labels(tmp_path / "a.png"), labels)
+    for wrong in (labels + 1, -labels, labels.float(), labels[0]):
+        with pytest.raises(ValueError, match="b.png"):
+            files.write_segments(tmp_path / "b.png", wrong)
+    assert not (tmp_path / "b.png").exists()
+
+
 def test_labels_round_trip_keeps_every_id(tmp_path):
     labels = torch.arange(256).reshape(16, 16)
     files.write_labels(tmp_path / "a.png", labels)

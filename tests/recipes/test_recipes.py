@@ -8,7 +8,7 @@ from diffslic import datasets, geometry, pipeline
 from diffslic.flow import RAFT
 from diffslic.recipes import augment, raft, ssn, unet
 from diffslic.segmentation import UNet
-from diffslic.superpixels import SSN, SSNConfig
+from diffslic.superpixels import SSN, SpixelFCN, SSNConfig
 
 SIZE = (64, 96)
 
@@ -23,6 +23,10 @@ def clips(tmp_path_factory):
     return pipeline.precompute_superpixels(drawn, SSN(SSNConfig("pix")).eval(), folder / "spixels", 24, progress=False)
 
 
+def drawn(n_frames=3):
+    return datasets.open("scenes", preset="lab", n_clips=1, n_frames=n_frames, size=SIZE)
+
+
 def test_pairs_stay_pairs_after_augmentation(monkeypatch):
     monkeypatch.setattr(augment, "jitter_colors", lambda images, rng: images)
     batch = raft.Pairs(n_scenes=2, n_frames=2, batch_size=4, seed=3)(0)
@@ -34,7 +38,7 @@ def test_pairs_stay_pairs_after_augmentation(monkeypatch):
     assert after < 0.6 * before
 
 
-@pytest.mark.parametrize("make", [lambda: raft.Pairs(2, 2, 2, 3), lambda: ssn.Frames(2, 2, 3)])
+@pytest.mark.parametrize("make", [lambda: raft.Pairs(2, 2, 2, 3), lambda: ssn.Crops(drawn(), 2, 3, flow=True)])
 def test_a_batch_depends_on_its_number_alone(make):
     first, second = make(), make()
     second(4)
@@ -67,8 +71,9 @@ def test_crops_lie_inside_and_colours_change_alike():
 
 
 def test_segments_are_numbered_within_the_crop():
-    batch = ssn.Frames(2, 3, 1)(0)
-    assert batch["image"].shape == (3, 3, *ssn.CROP)
+    batch = ssn.Crops(drawn(), 3, 1)(0)
+    assert batch["image"].shape == (3, 3, *ssn.CROP) and "flow" not in batch
+    assert ssn.CELLS[0] <= batch["n_spixels"].unique().item() <= ssn.CELLS[1]
     for segments in batch["segments"]:
         assert torch.equal(segments.unique(), torch.arange(int(segments.max()) + 1))
 
@@ -158,17 +163,56 @@ def test_prepare(tmp_path):
         unet.prepare("davis2016", tmp_path)
 
 
-def test_a_few_steps_of_raft_and_ssn(tmp_path, monkeypatch):
+def test_a_few_steps_of_raft(tmp_path, monkeypatch):
     monkeypatch.setattr(raft, "validation_clips", lambda: datasets.open("scenes", n_clips=1, n_frames=2, size=SIZE))
-    monkeypatch.setattr(ssn, "validation_clips", lambda: datasets.open("scenes", n_clips=1, n_frames=2, size=SIZE))
     fit = raft.train(tmp_path / "raft", steps=2, n_scenes=1, n_frames=2, batch_size=1, n_iters=2, workers=0,
                      device="cpu", progress=False)
     assert RAFT.from_pretrained(fit.weights).config.variant == "small"
     assert np.isfinite(fit.history["epe"]).all()
-    fit = ssn.train(tmp_path / "ssn", steps=2, n_scenes=1, batch_size=1, width=4, workers=0, device="cpu",
-                    progress=False)
+
+
+def test_a_few_steps_of_every_superpixel_network(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(ssn, "COUNTS", (20,))
+    how = {"steps": 2, "batch_size": 1, "workers": 0, "device": "cpu", "progress": False}
+    scenes = datasets.open("scenes", n_clips=2, n_frames=3, size=SIZE)
+    fit = ssn.train(tmp_path / "ssn", scenes[:1], scenes[1:], width=4, **how)
     assert SSN.from_pretrained(fit.weights).config.width == 4
     assert 0.5 < fit.history["asa"].max() <= 1
+    on = ssn.train(tmp_path / "on", scenes[:1], scenes[1:], start=fit.weights, **how)
+    assert SSN.from_pretrained(on.weights).config == SSN.from_pretrained(fit.weights).config
+    both = ssn.train(tmp_path / "both", scenes[:1], scenes[1:], model="composite", start=fit.weights, **how)
+    composite = SSN.from_pretrained(both.weights)
+    assert composite.config.extra_channels == 4
+    assert torch.equal(composite.net.head.weight, SSN.from_pretrained(fit.weights).net.head.weight)
+    fcn = ssn.train(tmp_path / "fcn", scenes[:1], scenes[1:], model="spixelfcn", **how)
+    assert SpixelFCN.from_pretrained(fcn.weights).config.n_spixels == 200
+    assert "Superpixels in one pass" in (tmp_path / "fcn/card.md").read_text()
+
+
+def test_superpixels_are_learned_from_one_set_and_weighed_on_another(tmp_path):
+    scenes = drawn()
+    with pytest.raises(ValueError, match="'lab-00000' is both trained on and validated on"):
+        ssn.train(tmp_path, scenes, scenes)
+    with pytest.raises(ValueError, match="model must be one of ssn, composite, spixelfcn, got 'slic'"):
+        ssn.train(tmp_path, scenes, [], model="slic")
+    with pytest.raises(ValueError, match="a composite needs start="):
+        ssn.train(tmp_path, scenes, [], model="composite")
+    with pytest.raises(ValueError, match="scenes, bsds500 or davis2016, got 'coco'"):
+        ssn.prepare("coco")
+    with pytest.raises(ValueError, match="bsds500 needs root"):
+        ssn.prepare("bsds500")
+    with pytest.raises(ValueError, match="davis2016 needs root"):
+        ssn.prepare("davis2016")
+
+
+def test_every_annotator_is_drawn():
+    maps = torch.stack([torch.full(SIZE, i) for i in range(3)])
+    maps[:, :, 48:] += torch.arange(1, 4)[:, None, None]  # two halves each, of other numbers
+    maps[2, :16] = 9  # the third saw a third segment
+    clip = drawn()[0].with_readers(annotations=lambda t: maps)
+    crops = ssn.Crops([clip], batch_size=30, seed=0)
+    counts = [len(segments.unique()) for segments in crops(0)["segments"]]
+    assert 3 in counts and 2 in counts
 
 
 def test_a_network_learns_to_read_more_inputs(clips, tmp_path):

@@ -103,3 +103,39 @@ def test_one_row_one_column_one_pixel(size):
 def test_what_is_not_a_label_map_is_refused(labels):
     with pytest.raises(ValueError, match=r"labels must be whole numbers \(H, W\) or \(B, H, W\), got torch"):
         connect(labels, 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 40, 300, 29 * 31])
+@pytest.mark.parametrize("n_labels", [1, 6, 200])
+def test_exactly_the_requested_count_each_in_one_piece(count, n_labels):
+    labels = torch.randint(0, n_labels, (2, 29, 31))
+    for image in connect(labels, 4, count).numpy():
+        assert np.array_equal(np.unique(image), np.arange(count))
+        assert len(np.unique(components(image))) == count
+        _, first = np.unique(image, return_index=True)
+        assert (np.diff(first) > 0).all()  # numbered as a raster scan meets them
+
+
+def test_the_smallest_joins_its_longest_border_and_the_largest_is_halved():
+    labels = torch.tensor([[0, 0, 0, 0, 1, 2, 2],
+                           [0, 0, 0, 0, 1, 2, 2],
+                           [3, 3, 3, 3, 3, 2, 2]])
+    assert connect(labels, 1, 4).tolist() == labels.tolist()
+    # The 1 (2 pixels) has two sides with 0, two with 2 and one with 3: the lower number of the longest.
+    assert connect(labels, 1, 3).tolist() == [[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1, 1], [2, 2, 2, 2, 2, 1, 1]]
+    # The 0 (8 pixels) is cut in two halves of 2x2.
+    assert connect(labels, 1, 5).tolist() == [[0, 0, 1, 1, 2, 3, 3], [0, 0, 1, 1, 2, 3, 3], [4, 4, 4, 4, 4, 3, 3]]
+
+
+def test_a_crescent_is_cut_into_two_pieces():
+    y, x = np.mgrid[:40, :40] - 20
+    ring = ((np.hypot(y, x) < 19) & (np.hypot(y, x) > 15) & ~((x > 10) & (abs(y) < 6))).astype(np.int64)
+    for count in range(3, 12):
+        image = connect(torch.from_numpy(ring), 1, count).numpy()
+        assert len(np.unique(image)) == len(np.unique(components(image))) == count
+
+
+@pytest.mark.parametrize("count", [0, -3, 21])
+def test_a_count_that_the_image_cannot_hold_is_refused(count):
+    with pytest.raises(ValueError, match=f"count must be between 1 and the 20 pixels of an image, got {count}"):
+        connect(torch.zeros(4, 5, dtype=torch.int64), 1, count)

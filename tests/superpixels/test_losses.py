@@ -12,6 +12,7 @@ from diffslic.superpixels import (
     label_reconstruction,
     property_reconstruction,
     reconstruct,
+    soft_iou,
     soft_slic,
 )
 
@@ -53,6 +54,26 @@ def test_a_half_split_in_two_costs_log_two_on_its_pixels():
     labels = torch.zeros(2, 4, 8, dtype=torch.int64)
     labels[1, :2, :4] = 1
     torch.testing.assert_close(label_reconstruction(halves(), labels), torch.tensor([0, math.log(2) / 2]))
+
+
+def test_logsoftmax_takes_the_reconstruction_for_logits():
+    labels = torch.zeros(2, 4, 8, dtype=torch.int64)
+    labels[:, :, 6:] = 1
+    # The left half is 1 for segment 0, the right half a half for both.
+    expected = 0.5 * math.log(1 + math.exp(-1)) + 0.5 * math.log(2)
+    torch.testing.assert_close(label_reconstruction(halves(), labels, "logsoftmax"), torch.full((2,), expected))
+    with pytest.raises(ValueError, match="form must be 'probability' or 'logsoftmax', got 'log'"):
+        label_reconstruction(halves(), labels, "log")
+
+
+def test_soft_iou_weighs_segments_alike():
+    labels = torch.zeros(2, 4, 8, dtype=torch.int64)
+    labels[:, :, 4:] = 5  # segments 1 to 4 do not occur
+    torch.testing.assert_close(soft_iou(halves(), labels), torch.zeros(2))
+    labels = torch.zeros(2, 4, 8, dtype=torch.int64)
+    labels[:, :, 6:] = 1
+    # Of segment 0 (24 pixels) 16 + 4 are seen among 16 + 8, of segment 1 (8 pixels) 4 among 8.
+    torch.testing.assert_close(soft_iou(halves(), labels), torch.full((2,), 1 - (20 / 28 + 4 / 12) / 2))
 
 
 def test_property_reconstruction_is_the_mean_distance_to_the_superpixels_means():

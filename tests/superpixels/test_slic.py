@@ -248,3 +248,15 @@ def test_values_of_another_size_are_refused():
         soft.pool(torch.zeros(3, 3, 8, 9))
     with pytest.raises(ValueError, match=r"unpool needs \(2, 4, C\) values, got \(2, 5, 3\)"):
         soft.unpool(torch.zeros(2, 5, 3))
+
+
+def test_weights_count_in_the_distance_alone():
+    features, grid = torch.randn(2, 5, 20, 26, dtype=torch.float64), (4, 5)
+    weights = torch.tensor([1, 0.5, 2, 0, 3], dtype=torch.float64)
+    soft = soft_slic(features, grid, 4, weights=weights)
+    scaled = soft_slic(weights[:, None, None] * features, grid, 4)
+    assert torch.equal(soft.affinity, scaled.affinity)
+    torch.testing.assert_close(weights * soft.centroids, scaled.centroids)
+    torch.testing.assert_close(soft.centroids, soft.pool(features))
+    with pytest.raises(ValueError, match=r"weights must be \(5,\), one per channel, got \(4,\)"):
+        soft_slic(features, grid, 4, weights=weights[:4])

@@ -120,12 +120,31 @@ def test_segment_connects_and_is_alone_in_its_batch():
     torch.testing.assert_close(net.segment(images[1:], n_spixels=20)[0], labels[1])
 
 
+def test_exactly_as_many_as_requested():
+    net, images = SSN(SSNConfig("pix")), torch.rand(2, 3, 40, 50)
+    for n_spixels in (1, 7, 50, 333):
+        labels = net.segment(images, n_spixels, exact=True)
+        assert [len(image.unique()) for image in labels] == [n_spixels] * 2
+
+
 def test_the_configuration_is_the_default_and_a_call_may_differ():
     images, net = torch.rand(1, 3, 24, 24), small(n_iters=3, distance="squared")
     features = net.features(images)
     assert torch.equal(net(images).affinity, soft_slic(features, (3, 3), 3, "squared").affinity)
     assert torch.equal(net(images, n_iters=7).affinity, soft_slic(features, (3, 3), 7, "squared").affinity)
     assert net(images, n_spixels=4).grid == (2, 2)
+
+
+@pytest.mark.parametrize("features", ["deep", "pix"])
+def test_compactness_changes_the_clustering_and_not_the_features(features):
+    images, flat = torch.rand(1, 3, 48, 48), torch.full((1, 3, 48, 48), 0.5)
+    net, round_net = small(features), small(features, compactness=20.0)
+    round_net.load_state_dict(net.state_dict())
+    assert torch.equal(net.features(images), round_net.features(images))
+    soft = net.cluster(net.features(images), compactness=20)
+    assert torch.equal(soft.affinity, round_net(images).affinity)
+    assert (soft.labels[0] == net(flat).labels[0]).float().mean() > (net(images).labels == net(flat).labels
+                                                                     ).float().mean()
 
 
 def test_training_reaches_every_weight_and_lowers_the_loss():

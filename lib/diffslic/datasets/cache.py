@@ -142,18 +142,25 @@ def _append(path: str | Path, file: h5py.File, name: str, i: int, count: int,
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[h5py.File]:
-    """A cache for reading; whatever HDF5 finds broken becomes a ValueError that names the file."""
+def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
+    """An HDF5 file for reading; whatever is found broken in it becomes a ValueError that names the file."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no cache file {path}")
+        raise FileNotFoundError(f"no file {path}")
     try:
         # A cache never changes once it has its name, so no lock is needed; network file systems often refuse one.
         with h5py.File(path, "r", locking=False) as file:
-            if not {"length", "configuration"} <= set(file.attrs):
-                raise ValueError(f"{path}: an HDF5 file, but not a cache of a clip")
             yield file
     except OSError as error:
         raise ValueError(f"{path}: not a whole HDF5 file ({str(error).splitlines()[0]})") from error
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[h5py.File]:
+    """A cache for reading."""
+    with open_hdf5(path) as file:
+        if not {"length", "configuration"} <= set(file.attrs):
+            raise ValueError(f"{path}: an HDF5 file, but not a cache of a clip")
+        yield file
 
 
 def _read(path: Path, name: str, t: int) -> Tensor:

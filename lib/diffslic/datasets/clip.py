@@ -9,9 +9,9 @@ from torch import Tensor
 Reader = Callable[[int], Tensor]
 
 # Every kind of reader, with how many frames it cannot serve: at the beginning, at the end.
-KINDS = {"frame": (0, 0), "labels": (0, 0), "segments": (0, 0), "depth": (0, 0), "camera_to_world": (0, 0),
-         "flow": (0, 1), "occlusion": (0, 1), "backward_flow": (1, 0), "backward_occlusion": (1, 0),
-         "superpixel_labels": (0, 0), "superpixel_vectors": (0, 0)}
+KINDS = {"frame": (0, 0), "labels": (0, 0), "segments": (0, 0), "annotations": (0, 0), "depth": (0, 0),
+         "camera_to_world": (0, 0), "flow": (0, 1), "occlusion": (0, 1), "backward_flow": (1, 0),
+         "backward_occlusion": (1, 0), "superpixel_labels": (0, 0), "superpixel_vectors": (0, 0)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +65,10 @@ class Clip:
     def segments(self, t: int) -> Tensor:
         """(H, W) int64 ids of every visible surface: the truth for superpixels."""
         return self._read("segments", t)
+
+    def annotations(self, t: int) -> Tensor:
+        """(A, H, W) int64: what each of A people took for the segments of the frame, numbered from 0."""
+        return self._read("annotations", t)
 
     def flow(self, t: int) -> Tensor:
         """(2, H, W) float32 pixels, frame t to t + 1, t in 0..T-2."""

@@ -147,6 +147,16 @@ def write_labels(path: str | Path, labels: Tensor) -> None:
         image.save(temporary, format="png")
 
 
+def write_segments(path: str | Path, labels: Tensor) -> None:
+    """Write (H, W) ids 0..65535, such as superpixels, as a grey png of 16 bits; :func:`read_labels` reads it."""
+    if labels.ndim != 2 or labels.is_floating_point():
+        raise ValueError(f"{path}: labels to write must be (H, W) integers, got {tuple(labels.shape)} {labels.dtype}")
+    if labels.min() < 0 or labels.max() > 65535:
+        raise ValueError(f"{path}: 16 bits hold ids 0..65535, got {int(labels.min())}..{int(labels.max())}")
+    with written_whole(path) as temporary:
+        Image.fromarray(labels.detach().cpu().numpy().astype(np.uint16)).save(temporary, format="png")
+
+
 # ---------------------------------------------------------------- flow
 
 

@@ -1,119 +1,207 @@
-"""How the superpixel network is trained on scenes: every visible surface is a segment that superpixels must respect."""
+"""How superpixel networks are trained: the segments that somebody drew, or a program knows, must be respected.
+
+On procedural scenes every visible surface is a segment; on BSDS500 a random annotator's segments are taken at every
+step and all annotators count in the validation; for a composite, DAVIS has objects as segments and cached flow beside
+the frames.
+"""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffslic import metrics, training
-from diffslic.datasets import scenes
+from diffslic import datasets, geometry, pipeline, training
 from diffslic.datasets.clip import Clip
+from diffslic.datasets.composite import flow_both_ways
+from diffslic.evaluation import evaluate_superpixels, segments_of, superpixels_of
+from diffslic.flow import RAFT
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
-from diffslic.superpixels import SSN, SSNConfig, compactness, label_reconstruction
+from diffslic.superpixels import SSN, SpixelFCN, SSNConfig, compactness, label_reconstruction
 
-SIZE = (240, 320)  # of the rendered frames
+SIZE = (240, 320)  # of the scenes
 CROP = (160, 160)
-CROP_SPIXELS = 64  # cells of 20 x 20 pixels, as 200 superpixels have at 240x320
+CELLS = (16, 160)  # superpixels per crop: between these, the same for all crops of a step
+ZOOM = (0.75, 1.5)  # photographs are seen from closer or farther
 PRESETS = "lab+street+crowd+static"
-VALIDATION_SEED = 900_000  # scenes from this seed on are never trained on
-CARD = {"what": "Superpixel sampling network (Jampani et al. 2018), trained on procedural scenes only.",
-        "gpu_command": "diffslic train ssn --out runs/ssn --steps 30000 --width 64 --workers 12 --device cuda",
-        "limits": "It knows the textures of scikit-image's photographs on flat and round surfaces; hair, foliage and "
-                  "text are new to it."}
+N_SCENES, VALIDATION_SCENES = 160, 16
+TRAINING_SEED, VALIDATION_SEED = 20_000, 900_000  # of scenes
+COUNTS = (100, 200, 500)  # superpixels requested in the validation
+CARD = {"gpu_command": "diffslic train ssn --out runs/ssn --dataset bsds500 --root BSDS500 --width 64 --steps 20000 "
+                       "--batch-size 8 --workers 12 --device cuda"}
+WHAT = {"ssn": "Superpixel sampling network (Jampani et al. 2018).",
+        "composite": "Superpixel sampling network with a second network over flow.",
+        "spixelfcn": "Superpixels in one pass of a network (Yang et al. 2020)."}
+LIMITS = {"scenes": "It knows the textures of scikit-image's photographs on flat and round surfaces; hair, foliage and "
+                    "text are new to it.",
+          "bsds500": "It has learned what people outline in photographs: fine texture inside an object is not "
+                     "respected, and night, fog and drawings are new to it.",
+          "davis2016": "The second network knows the flow of one method and the objects of some twenty videos."}
 
 
-class Frames:
-    """Batches of single frames with their segments, drawn from a pool of scenes.
+class _Picture(NamedTuple):
+    """What training needs of one frame, in few bytes."""
+
+    image: Tensor  # (3, H, W) uint8
+    annotations: Tensor  # (A, H, W) int16: the segments of each annotator
+    flow: Tensor | None  # (4, H, W) half: there and back, u and v in pixels
+
+
+class Crops:
+    """Batches of crops with the segments of one annotator each, in random order.
 
     Args:
-        n_scenes: size of the pool; of each scene the first and the last of 8 frames are used.
-        batch_size: frames per batch.
-        seed: chooses the scenes and everything random.
+        clips: with frames and annotations, segments or labels, the first of these that a clip has.
+        batch_size: crops per batch.
+        seed: of everything random.
+        flow: also give the flow there and back.
     """
 
-    def __init__(self, n_scenes: int, batch_size: int, seed: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    def __init__(self, clips: Sequence[Clip], batch_size: int, seed: int, flow: bool = False) -> None:
+        if not clips or batch_size < 1:
+            raise ValueError(f"training needs a clip and a batch_size from 1, got {len(clips)} clips and {batch_size}")
         self.batch_size, self.seed = batch_size, seed
-        pool = scenes.clips(PRESETS, n_scenes, 8, SIZE, seed=seed * 10_000, lighting=0.1)
-        self.n_scenes, self._drawn = n_scenes, lru_cache(maxsize=None)(lambda scene: _draw_frames(pool[scene]))
+        self.frames = [(i, t) for i, clip in enumerate(clips) for t in range(len(clip))]
+        clips = list(clips)
+        self._read = lru_cache(maxsize=4000)(lambda clip, t: _read_picture(clips[clip], t, flow))
 
     def __call__(self, number: int) -> dict[str, Tensor]:
-        """Batch ``number``: image (B, 3, h, w) in [0, 1], segments (B, h, w) int64 from 0."""
-        samples = [self._sample(np.random.default_rng([self.seed, number, item])) for item in range(self.batch_size)]
-        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        """Batch ``number``: image (B, 3, h, w), segments (B, h, w) from 0, n_spixels (B,), and flow (B, 4, h, w)."""
+        samples = [self._sample(number * self.batch_size + item) for item in range(self.batch_size)]
+        batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        count = int(np.random.default_rng([self.seed, 7, number]).integers(*CELLS, endpoint=True))
+        return {**batch, "n_spixels": torch.full((self.batch_size,), count)}
 
-    def _sample(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        image, segments = self._drawn(int(rng.integers(self.n_scenes)))[int(rng.integers(2))]
-        window = augment.crop_window(SIZE, CROP, rng)
+    def _sample(self, position: int) -> dict[str, Tensor]:
+        epoch, place = divmod(position, len(self.frames))
+        order = np.random.default_rng([self.seed, 8, epoch]).permutation(len(self.frames))
+        picture = self._read(*self.frames[order[place]])
+        rng = np.random.default_rng([self.seed, 9, epoch, place])
+        zoom = rng.uniform(*ZOOM)
+        window = augment.crop_window(tuple(picture.image.shape[1:]), tuple(round(side / zoom) for side in CROP), rng)
         mirror = rng.random() < 0.5, rng.random() < 0.5
-        image = augment.flip_image(image[:, *window].float() / 255, *mirror)
-        image = augment.jitter_colors(image[None], rng)[0]
-        # Numbered anew within the crop: the loss takes one channel per segment.
-        _, segments = augment.flip_image(segments[window], *mirror).unique(return_inverse=True)
-        return {"image": image, "segments": segments}
+        image = geometry.resize(picture.image[:, *window][None].float() / 255, CROP).clamp(0, 1)
+        segments = picture.annotations[rng.integers(len(picture.annotations))][window]
+        segments = augment.flip_image(geometry.resize_labels(segments[None], CROP)[0], *mirror)
+        sample = {"image": augment.jitter_colors(augment.flip_image(image, *mirror), rng)[0],
+                  # Numbered anew within the crop: the loss takes one channel per segment.
+                  "segments": segments.unique(return_inverse=True)[1]}
+        if picture.flow is not None:
+            flow = geometry.resize_flow(picture.flow[:, *window].float().unflatten(0, (2, 2)), CROP)
+            sample["flow"] = augment.flip_flow(flow, *mirror).flatten(0, 1)
+        return sample
 
 
-def _draw_frames(clip: Clip) -> list[tuple[Tensor, Tensor]]:
-    """The first and the last frame of a scene with their segments, in bytes: a thousand take 0.3 GB."""
-    return [((clip.frame(t) * 255).round().byte(), clip.segments(t).byte()) for t in (0, len(clip) - 1)]
+def _read_picture(clip: Clip, t: int, flow: bool) -> _Picture:
+    return _Picture((clip.frame(t) * 255).round().byte(), segments_of(clip, t).short(),
+                    flow_both_ways(clip, t).half() if flow else None)
 
 
-def train(out_dir: str | Path, *, steps: int = 800, batch_size: int = 6, width: int = 32, n_iters: int = 5,
-          learning_rate: float = 1e-3, compactness_weight: float = 1e-5, n_scenes: int = 120,
-          validate_every: int = 200, seed: int = 2, device: str = "auto", devices: int = 1,
-          precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
-          command: str = "", progress: bool = True) -> training.FitResult:
-    """Train SSN's feature net on scenes; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
+def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *, model: str = "ssn",
+          width: int = 32, n_iters: int = 5, start: str | Path | None = None, steps: int = 800, batch_size: int = 6,
+          learning_rate: float = 1e-3, compactness_weight: float = 1e-5, validate_every: int = 500, seed: int = 2,
+          device: str = "auto", devices: int = 1, precision: str = "32-true", workers: int = 1, resume: bool = True,
+          loggers: Sequence[Any] = (), command: str = "", progress: bool = True) -> training.FitResult:
+    """Train a superpixel network; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
 
     Args:
-        width: channels of the net's inner convolutions; 64 in the paper, 32 is half as slow.
+        clips, validation: with frames and segments, see :class:`Crops`; for a composite with flow there and back too.
+        model: "ssn", "composite" (``start`` is its base), or "spixelfcn".
+        width: channels of an SSN's inner convolutions; 64 in the paper, 32 is half as slow.
         n_iters: soft SLIC iterations, while training and by default afterwards.
-        command: what the card says makes these weights again; by default the call of this function.
+        start: weights to start from; their configuration counts then.
         compactness_weight: of the compactness loss beside the reconstruction of segments (the paper's 1e-5).
+        command: what the card says makes these weights again; by default the call of this function.
     """
+    if model not in WHAT:
+        raise ValueError(f"model must be one of {', '.join(WHAT)}, got {model!r}")
+    shared = {clip.name for clip in clips} & {clip.name for clip in validation}
+    if shared:
+        raise ValueError(f"{sorted(shared)[0]!r} is both trained on and validated on")
     torch.manual_seed(seed)
-    model = SSN(SSNConfig(width=width, n_iters=n_iters))
+    network = _network(model, width, n_iters, start)
+    crops = Crops(clips, batch_size, seed, flow=model == "composite")
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
-        soft = network(batch["image"], CROP_SPIXELS)
-        return label_reconstruction(soft, batch["segments"]) + compactness_weight * compactness(soft)
+        extra = {"extra": batch["flow"]} if model == "composite" else {}
+        soft = network(batch["image"], int(batch["n_spixels"][0]), **extra)
+        compact = compactness(soft, "soft" if model == "spixelfcn" else "hard")  # without centroids, only soft teaches
+        return label_reconstruction(soft, batch["segments"]) + compactness_weight * compact
 
-    validation = validation_clips()
-    settings = {"batch_size": batch_size, "width": width, "n_iters": n_iters, "compactness_weight": compactness_weight,
-                "n_scenes": n_scenes, "seed": seed}
-    fit = training.fit(model, training.Batches(Frames(n_scenes, batch_size, seed)), loss,
-                       lambda network: evaluate(network, validation), schedule, out_dir, monitor="asa",
-                       higher_is_better=True, settings=settings, device=device, devices=devices,
-                       precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
+    settings = {"model": model, "batch_size": batch_size, "width": width, "n_iters": n_iters, "start": str(start),
+                "compactness_weight": compactness_weight, "seed": seed, "clips": [clip.name for clip in clips]}
+    fit = training.fit(network, training.Batches(crops), loss, lambda trained: evaluate(trained, validation), schedule,
+                       out_dir, monitor="asa", higher_is_better=True, settings=settings, device=device,
+                       devices=devices, precision=precision, workers=workers, resume=resume, loggers=loggers,
+                       progress=progress)
     pixels = evaluate(SSN(SSNConfig(features="pix", n_iters=n_iters)).eval(), validation)
-    write_card(out_dir, fit, name=f"SSN, {width} channels wide, trained on scenes", **CARD,
-               data=f"{n_scenes} scenes, two frames each at {SIZE[0]}x{SIZE[1]}, crops of {CROP[0]}x{CROP[1]}, "
-                    f"{batch_size} a step; every face of every object is a segment",
-               validation=f"{len(validation)} other scenes, 200 superpixels, connected; the rows with pixel features "
-                          "are the same clustering without a network",
-               command=command or f"diffslic.recipes.ssn.train({str(out_dir)!r}, steps={steps}, **{settings})",
+    kind = "bsds500" if clips[0].has("annotations") else "scenes" if clips[0].has("segments") else "davis2016"
+    write_card(out_dir, fit, name=f"{WHAT[model].split('(')[0].strip(' .')}, trained on {kind}", what=WHAT[model],
+               limits=LIMITS[kind], **CARD,
+               data=f"{len(clips)} clips ({clips[0].name} ...), {len(crops.frames)} frames, crops of "
+                    f"{CROP[0]}x{CROP[1]} with {CELLS[0]} to {CELLS[1]} superpixels, {batch_size} a step",
+               validation=f"{len(validation)} others ({validation[0].name} ...), all annotators, connected, mean over "
+                          f"{', '.join(map(str, COUNTS))} superpixels; the rows with pixel features are the same "
+                          "clustering without a network",
+               command=command or f"diffslic.recipes.ssn.train({str(out_dir)!r}, ..., steps={steps})",
                more={f"{key}, pixel features": pixels[key] for key in ("asa", "br", "count")})
     return fit
 
 
-def validation_clips(n_clips: int = 16) -> list[Clip]:
-    """Scenes that no training run uses: clips of two frames at 240x320."""
-    return scenes.clips(PRESETS, n_clips, 2, SIZE, seed=VALIDATION_SEED)
+def _network(model: str, width: int, n_iters: int, start: str | Path | None) -> nn.Module:
+    if model == "spixelfcn":
+        return (SpixelFCN() if start is None else SpixelFCN.from_pretrained(start)).train()
+    if model == "composite":
+        if start is None:
+            raise ValueError("a composite needs start=..., the weights of its base")
+        return SSN.from_pretrained(start).composite().train()
+    return (SSN(SSNConfig(width=width, n_iters=n_iters)) if start is None else SSN.from_pretrained(start)).train()
 
 
-def evaluate(model: SSN, clips: Sequence[Clip], n_spixels: int = 200) -> dict[str, float]:
-    """Means over the first frames of the clips: asa, br, ue, co and the achieved count of connected superpixels."""
-    device = training.device_of(model)
-    rows = []
-    for clip in clips:
-        labels = model.segment(clip.frame(0)[None].to(device), n_spixels)[0]
-        figures = metrics.superpixels(labels.cpu(), [clip.segments(0)])
-        rows.append({key: figures[key] for key in ("asa", "br", "ue", "co", "count")})
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+def evaluate(model: SSN | SpixelFCN, clips: Sequence[Clip], counts: Sequence[int] = COUNTS) -> dict[str, float]:
+    """Means over clips and counts: asa, br, ue, co and the achieved count of connected superpixels.
+
+    A clip is judged by its first frame, by all annotators where there are several.
+    """
+    scores = evaluate_superpixels({"": partial(superpixels_of, model)}, clips, counts,
+                                  every=max(map(len, clips)), progress=False)
+    return scores.rows[["asa", "br", "ue", "co", "count"]].mean().to_dict()
+
+
+def prepare(dataset: str, root: str | Path | None = None, *, n_scenes: int = N_SCENES, resolution: str = "480p",
+            cache: str | Path = "cache", raft: str | Path = "small", flow: bool = False, device: str = "cpu",
+            progress: bool = True) -> tuple[list[Clip], list[Clip]]:
+    """Clips to train and to validate on.
+
+    Args:
+        dataset: "scenes"; "bsds500", its official train split, every tenth photograph of which validates; or
+            "davis2016", its development split by sequence (eight sequences stay out of both parts).
+        root: of BSDS500 or DAVIS. resolution: of DAVIS. n_scenes: to train on, two frames of each.
+        flow: a composite needs flow both ways: of DAVIS it is computed by ``raft`` and kept under ``cache``, of scenes
+            it is exact.
+    """
+    if dataset == "scenes":
+        clips, validation = (datasets.open("scenes", preset=PRESETS, n_clips=count, n_frames=2, size=SIZE, seed=seed,
+                                           lighting=0.1, device=device)
+                             for count, seed in ((n_scenes, TRAINING_SEED), (VALIDATION_SCENES, VALIDATION_SEED)))
+        return clips, validation
+    if dataset not in ("bsds500", "davis2016"):
+        raise ValueError(f"superpixels are learned on scenes, bsds500 or davis2016, got {dataset!r}")
+    if root is None:
+        raise ValueError(f"{dataset} needs root=..., its folder on disk (see data/README.md)")
+    if dataset == "bsds500":
+        clips, validation = (datasets.open("bsds500", root=root, split=split) for split in ("dev_train", "dev_val"))
+        return clips, validation
+    clips = datasets.open("davis2016", root=root, split="dev_train", resolution=resolution)
+    if flow:
+        network = RAFT.from_pretrained(raft, device)
+        for kind, precompute in (("flow", pipeline.precompute_flow),
+                                 ("backward_flow", pipeline.precompute_backward_flow)):
+            folder = pipeline.cache_folder(cache, dataset, resolution, kind)
+            clips = precompute(clips, network, folder, progress=progress)
+    return [clip for i, clip in enumerate(clips) if i % 6 != 5], clips[5::6]

@@ -1,6 +1,7 @@
 """Losses on soft superpixels: do they reconstruct what they should respect, and are they compact?
 
-Both are equations of Jampani et al. (2018), section 4.2. The paper's total is reconstruction + 1e-5 compactness.
+Reconstruction and compactness are equations of Jampani et al. (2018), section 4.2, whose total is reconstruction
++ 1e-5 compactness.
 Each loss returns one value per image, (B,).
 """
 
@@ -18,26 +19,56 @@ def reconstruct(soft: SoftSLIC, x: Tensor) -> Tensor:
     return soft.unpool(soft.pool(x))
 
 
-def label_reconstruction(soft: SoftSLIC, labels: Tensor) -> Tensor:
+def label_reconstruction(soft: SoftSLIC, labels: Tensor, form: str = "probability") -> Tensor:
     """Cross-entropy between labels and their reconstruction (equation 5 with one-hot labels).
 
     Args:
         soft: superpixels of (B, H, W) pixels.
         labels: (B, H, W) int64 segments from 0; the numbers only need to differ between segments of an image.
+        form: what the reconstruction R* is taken for: ``"probability"``, the paper's, -log R*[true segment];
+            ``"logsoftmax"``, logits of a softmax over the segments, whose loss stays finite in its slope where R* is 0.
 
     Returns:
-        (B,) mean of -log R*[true segment] over the pixels.
+        (B,) mean over the pixels.
     """
+    if form not in ("probability", "logsoftmax"):
+        raise ValueError(f"form must be 'probability' or 'logsoftmax', got {form!r}")
+    one_hot = _one_hot(soft, labels)
+    seen = reconstruct(soft, one_hot)
+    if form == "logsoftmax":
+        return -(seen.log_softmax(1) * one_hot).sum(1).mean((1, 2))
+    share = (seen * one_hot).sum(1) / (seen.sum(1) + SMALLEST_PROBABILITY)
+    return -(share + SMALLEST_PROBABILITY).log().mean((1, 2))
+
+
+def soft_iou(soft: SoftSLIC, labels: Tensor) -> Tensor:
+    """One minus the soft intersection over union of segments and their reconstruction, mean over the segments.
+
+    Unlike the cross-entropy it weighs small segments as it weighs large ones (Rahman and Wang, 2016).
+
+    Args:
+        soft, labels: see :func:`label_reconstruction`.
+
+    Returns:
+        (B,) in [0, 1]; segments that an image does not have do not count.
+    """
+    one_hot = _one_hot(soft, labels)
+    seen = reconstruct(soft, one_hot)
+    overlap, size, total = ((seen * one_hot).sum((2, 3)), one_hot.sum((2, 3)), seen.sum((2, 3)))   # (B, L)
+    present = (size > 0).to(seen.dtype)
+    iou = overlap / (size + total - overlap).clamp_min(SMALLEST_PROBABILITY)
+    return 1 - (iou * present).sum(1) / present.sum(1)
+
+
+def _one_hot(soft: SoftSLIC, labels: Tensor) -> Tensor:
+    """(B, L, H, W) of labels that fit the superpixels' pixels."""
     if tuple(labels.shape) != (soft.affinity.shape[0], *soft.affinity.shape[-2:]):
         raise ValueError(f"labels are {tuple(labels.shape)} but the superpixels are of "
                          f"{(soft.affinity.shape[0], *soft.affinity.shape[-2:])} pixels")
     if labels.is_floating_point() or labels.min() < 0:
         raise ValueError(f"labels must be whole numbers from 0, got {labels.dtype} from {labels.min().item()}")
     segments = torch.arange(int(labels.max()) + 1, device=labels.device)
-    one_hot = (labels[:, None] == segments[:, None, None]).to(soft.affinity.dtype)           # (B, L, H, W)
-    seen = reconstruct(soft, one_hot)
-    share = (seen * one_hot).sum(1) / (seen.sum(1) + SMALLEST_PROBABILITY)
-    return -(share + SMALLEST_PROBABILITY).log().mean((1, 2))
+    return (labels[:, None] == segments[:, None, None]).to(soft.affinity.dtype)
 
 
 def property_reconstruction(soft: SoftSLIC, x: Tensor) -> Tensor:

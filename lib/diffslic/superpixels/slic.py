@@ -214,7 +214,8 @@ class SoftSLIC:
 # ---------------------------------------------------------------- the algorithm
 
 
-def soft_slic(features: Tensor, grid: tuple[int, int], n_iters: int = 10, distance: str = "l2") -> SoftSLIC:
+def soft_slic(features: Tensor, grid: tuple[int, int], n_iters: int = 10, distance: str = "l2",
+              weights: Tensor | None = None) -> SoftSLIC:
     """Cluster pixels softly around the centroids of a grid (Jampani et al., 2018, Algorithm 1).
 
     From the means over the grid's windows (adaptive average pooling), each iteration finds the affinities
@@ -228,11 +229,18 @@ def soft_slic(features: Tensor, grid: tuple[int, int], n_iters: int = 10, distan
         grid: (nh, nw) rows and columns of the grid, see :func:`grid_for`.
         n_iters: number of iterations, at least 1.
         distance: ``"squared"``, the paper's ||x - c||^2, or ``"l2"``, its root, which the released weights use.
+        weights: (C,) factor of each channel's difference in the distance alone, ||w (x - c)||; the centroids keep the
+            features' own scale. Larger for the positions: rounder superpixels.
 
     Raises:
         ValueError: a wrong shape, a grid finer than the pixels, or features that are not finite.
     """
     _check(features, n_iters, distance)
+    if weights is not None:
+        if weights.shape != features.shape[1:2]:
+            raise ValueError(f"weights must be ({features.shape[1]},), one per channel, got {tuple(weights.shape)}")
+        soft = soft_slic(weights[:, None, None] * features, grid, n_iters, distance)
+        return replace(soft, centroids=soft.pool(features))
     if features.dtype not in (torch.float32, torch.float64):
         features = features.float()  # half precision cannot hold a sum over the pixels of a superpixel
     with torch.autocast(features.device.type, enabled=False):

@@ -1,8 +1,12 @@
-"""Superpixel sampling networks: pixel features, learned or not, clustered by soft SLIC (Jampani et al., 2018)."""
+"""Superpixel sampling networks: pixel features, learned or not, clustered by soft SLIC (Jampani et al., 2018).
+
+With further channels beside colour, such as flow there and back, a second network of the same kind joins a base that
+was trained before and stays as it is: the *composite* SSN.
+"""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +31,13 @@ class SSNConfig:
     distance: str = "l2"        # between features: "l2", or the paper's "squared"
     color_scale: float = 0.26   # factor of the Lab channels
     pos_scale: float = 2.5      # factor of the positions; larger gives rounder superpixels
+    compactness: float = 1.0    # factor of the positions in the clustering alone: the network does not see it
     width: int = 64             # channels of the network's six inner convolutions
     out_channels: int = 15      # learned channels that join the five of colour and position
+    extra_channels: int = 0     # of a composite, its further channels: 4 for flow there and back (u, v, u, v)
+    flow_scale: float = 5.0     # factor of the further channels
+    extra_width: int = 32       # of the second network, as ``width``
+    extra_out_channels: int = 10  # of the second network, as ``out_channels``
     min_size: float = 0.25      # smallest connected superpixel, as a share of a grid cell; less gives more labels
 
 
@@ -73,21 +82,26 @@ class SSN(nn.Module):
         if config.features not in ("deep", "pix"):
             raise ValueError(f"features must be 'deep' or 'pix', got {config.features!r}")
         self.net = FeatureNet(5, config.width, config.out_channels) if config.features == "deep" else None
+        self.extra_net = (FeatureNet(config.extra_channels, config.extra_width, config.extra_out_channels)
+                          if config.extra_channels else None)
+        if self.extra_net is not None and self.net is not None:
+            self.net.requires_grad_(False)
+            self.train(self.training)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, device: torch.device | str = "cpu") -> "SSN":
         """A trained network in evaluation mode.
 
         Args:
-            name_or_path: shipped weights by name, a ``.safetensors`` of :meth:`save`, or the ``.pth`` of the weights
-                released by the composite-SSN study.
+            name_or_path: shipped weights by name, a ``.safetensors`` of :meth:`save`, or a ``.pth`` of the weights
+                released by the composite-SSN study, base or composite.
 
         Raises:
             FileNotFoundError: no such file. ValueError: weights of another network.
         """
         state, config = training.load_weights("ssn", name_or_path)
         try:
-            if any(key.startswith("feature_extract.") for key in state):
+            if any(key.startswith("feature_extract") for key in state):
                 state, config = _from_released(state)
             net = cls(SSNConfig(**config))
             net.load_state_dict(state)
@@ -100,15 +114,47 @@ class SSN(nn.Module):
         """Write weights and configuration as safetensors, for :meth:`from_pretrained`."""
         training.save_weights(path, self.state_dict(), asdict(self.config))
 
-    def features(self, images: Tensor, n_spixels: int | None = None) -> Tensor:
-        """Pixel features (B, C, H, W): learned channels first, then scaled Lab and scaled position (y, x).
+    def composite(self, extra_channels: int = 4, **options: Any) -> "SSN":
+        """A composite with this network as its base, and a second network that is yet to be trained.
+
+        Args:
+            extra_channels: see :class:`SSNConfig`. options: further changes of the configuration.
+        """
+        net = SSN(replace(self.config, extra_channels=extra_channels, **options))
+        net.load_state_dict({**net.state_dict(), **self.state_dict()})
+        return net
+
+    def train(self, mode: bool = True) -> "SSN":
+        """As of any module; the base of a composite stays frozen, its batch norm's statistics too."""
+        super().train(mode)
+        if self.extra_net is not None and self.net is not None:
+            self.net.eval()
+        return self
+
+    def features(self, images: Tensor, n_spixels: int | None = None, extra: Tensor | None = None) -> Tensor:
+        """Pixel features (B, C, H, W): learned channels, scaled Lab, scaled position (y, x), then those of ``extra``.
 
         The scale of the positions depends on ``n_spixels``, so that superpixels of every size are equally round.
 
         Args:
             images: (B, 3, H, W) RGB in [0, 1].
             n_spixels: requested superpixels, by default the configuration's.
+            extra: (B, extra_channels, H, W) of a composite, unscaled: flow in pixels.
         """
+        base = self.base_features(images, n_spixels)
+        wanted = None if self.extra_net is None else (len(images), self.config.extra_channels, *images.shape[-2:])
+        given = None if extra is None else tuple(extra.shape)
+        if given != wanted:
+            raise ValueError("this network takes no extra channels" if wanted is None else
+                             f"extra must be {wanted} for this composite, got {given}")
+        if extra is None:
+            return base
+        if not torch.isfinite(extra).all():
+            raise ValueError("extra must be finite, got NaN or infinity")
+        return torch.cat([base, self.extra_net(self.config.flow_scale * extra)], dim=1)
+
+    def base_features(self, images: Tensor, n_spixels: int | None = None) -> Tensor:
+        """:meth:`features` without those of a composite's second network."""
         check_images(images)
         height, width = images.shape[-2:]
         n_spixels = self.config.n_spixels if n_spixels is None else n_spixels
@@ -140,31 +186,54 @@ class SSN(nn.Module):
         pixels = torch.cat([lab, position], dim=1)
         return pixels if self.net is None else torch.cat([self.net(pixels), pixels], dim=1)
 
-    def forward(self, images: Tensor, n_spixels: int | None = None, n_iters: int | None = None) -> SoftSLIC:
-        """Soft superpixels of a batch of images, differentiable.
+    def cluster(self, features: Tensor, n_spixels: int | None = None, n_iters: int | None = None,
+                compactness: float | None = None) -> SoftSLIC:
+        """Soft superpixels of :meth:`features` or :meth:`base_features` (B, C, H, W), differentiable.
 
         Args:
-            images: (B, 3, H, W) RGB in [0, 1].
-            n_spixels: requested superpixels; the grid holds at most as many.
-            n_iters: soft SLIC iterations. Both are the configuration's where not given.
+            n_spixels: as the features were computed for; the grid holds at most as many.
+            n_iters: soft SLIC iterations.
+            compactness: factor of the positions in the distance. All three are the configuration's where not given.
         """
         n_spixels = self.config.n_spixels if n_spixels is None else n_spixels
         n_iters = self.config.n_iters if n_iters is None else n_iters
-        features = self.features(images, n_spixels)
-        return soft_slic(features, grid_for(n_spixels, *images.shape[-2:]), n_iters, self.config.distance)
+        compactness = self.config.compactness if compactness is None else compactness
+        weights = None
+        if compactness != 1:
+            position = 3 if self.net is None else self.config.out_channels + 3
+            weights = features.new_ones(features.shape[1])
+            weights[position:position + 2] = compactness
+        return soft_slic(features, grid_for(n_spixels, *features.shape[-2:]), n_iters, self.config.distance, weights)
+
+    def forward(self, images: Tensor, n_spixels: int | None = None, n_iters: int | None = None,
+                extra: Tensor | None = None) -> SoftSLIC:
+        """Soft superpixels of a batch of images, differentiable: :meth:`features`, then :meth:`cluster`.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1].
+            n_spixels, n_iters: see :meth:`cluster`.
+            extra: of a composite, see :meth:`features`.
+        """
+        return self.cluster(self.features(images, n_spixels, extra), n_spixels, n_iters)
 
     @torch.no_grad()
-    def segment(self, images: Tensor, n_spixels: int | None = None, connected: bool = True) -> Tensor:
+    def segment(self, images: Tensor, n_spixels: int | None = None, connected: bool = True,
+                exact: bool = False, extra: Tensor | None = None) -> Tensor:
         """Superpixel labels (B, H, W) int64 of images (B, 3, H, W), RGB in [0, 1].
 
         Connected labels are 0 .. count - 1 in each image, each one 4-connected piece; otherwise they are the
-        superpixels' places in the grid, and not every one need occur.
+        superpixels' places in the grid, and not every one need occur. The count achieved is ``labels.max() + 1`` of
+        an image: a grid has at most the requested number of cells, and pieces come and go.
+
+        Args:
+            images: a batch. n_spixels: requested superpixels, by default the configuration's.
+            connected: see :func:`diffslic.superpixels.connect`.
+            exact: connected, and exactly as many as requested.
+            extra: of a composite, see :meth:`features`.
         """
-        soft = self(images, n_spixels)
-        if not connected:
-            return soft.labels
-        height, width = images.shape[-2:]
-        return connect(soft.labels, int(self.config.min_size * height * width / soft.centroids.shape[1]))
+        n_spixels = self.config.n_spixels if n_spixels is None else n_spixels
+        soft = self(images, n_spixels, extra=extra)
+        return labels_of(soft, self.config.min_size, connected, n_spixels if exact else None)
 
 
 def check_images(images: Tensor) -> None:
@@ -179,17 +248,40 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images must lie in [0, 1], got values from {low:g} to {high:g}")
 
 
-RELEASED_NAMES = {"feature_extract.scale1.": "net.fine.", "feature_extract.scale2.": "net.middle.",
-                  "feature_extract.scale3.": "net.coarse.", "feature_extract.output_conv.0.": "net.head."}
+def labels_of(soft: SoftSLIC, min_size: float, connected: bool, count: int | None) -> Tensor:
+    """Labels (B, H, W) of soft superpixels: in the grid's order, connected, or connected and ``count`` of them.
+
+    Args:
+        min_size: smallest connected superpixel, as a share of a grid cell.
+    """
+    if not connected and count is None:
+        return soft.labels
+    cell = soft.affinity.shape[-2] * soft.affinity.shape[-1] / soft.centroids.shape[1]
+    return connect(soft.labels, int(min_size * cell), count)
+
+
+RELEASED_NAMES = {"feature_extract.": "net.", "feature_extract_color.": "net.",
+                  "feature_extract_optflow.": "extra_net.", "scale1.": "fine.", "scale2.": "middle.",
+                  "scale3.": "coarse.", "output_conv.0.": "head."}
 
 
 def _from_released(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The released base network's tensors under our names, and its configuration."""
+    """The released tensors under our names, and their configuration."""
     renamed = dict(state)
     for theirs, ours in RELEASED_NAMES.items():
-        renamed = {ours + key.removeprefix(theirs) if key.startswith(theirs) else key: value
-                   for key, value in renamed.items()}
+        renamed = {key.replace(theirs, ours, 1): value for key, value in renamed.items()}
     if "net.head.weight" not in renamed:
-        raise ValueError("it must hold feature_extract.output_conv.0.weight")
+        raise ValueError("it must hold feature_extract.output_conv.0.weight, or that of feature_extract_color")
     out_channels, inputs = renamed["net.head.weight"].shape[:2]
-    return renamed, {"width": (inputs - 5) // 3, "out_channels": out_channels}
+    config = {"width": (inputs - 5) // 3, "out_channels": out_channels}
+    if "extra_net.head.weight" in renamed:
+        first = renamed["extra_net.fine.0.0.weight"]
+        width, channels = first.shape[:2]
+        config |= {"extra_channels": channels, "extra_width": width,
+                   "extra_out_channels": len(renamed["extra_net.head.weight"])}
+        # That study reads flow as (v, u): the weights are put in the order of ours.
+        order = torch.arange(channels).unflatten(0, (-1, 2)).flip(1).flatten()
+        head = renamed["extra_net.head.weight"]
+        renamed["extra_net.fine.0.0.weight"] = first[:, order]
+        renamed["extra_net.head.weight"] = torch.cat([head[:, order], head[:, channels:]], dim=1)
+    return renamed, config

@@ -1,20 +1,14 @@
-"""Every score of the workbook: video masks (J and F of DAVIS), superpixels, optical flow and depth.
-
-All functions take numpy arrays or torch tensors (on any device) and return plain numbers or numpy arrays. Nothing
-is rescaled, aligned or left out without a line in the docstring that says so.
-"""
+"""Region J and boundary F of video masks, as the DAVIS benchmarks define them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
+from scipy import optimize
 
-Array = NDArray[Any]
-
-# ---------------------------------------------------------------- DAVIS: region J and boundary F of video masks
+from diffslic.metrics.arrays import Array, integers
 
 PROTOCOLS = ("davis2016", "semi-supervised", "unsupervised")
 MAX_PROPOSALS = 20
@@ -121,7 +115,7 @@ def _mean_recall_decay(values: Array) -> NDArray[np.float64]:
 
 def _label_maps(maps: Any, name: str) -> NDArray[np.uint8]:
     """Label maps (T, H, W) of any integer type as uint8."""
-    maps = _integers(maps, name, "(T, H, W)")
+    maps = integers(maps, name, "(T, H, W)")
     if maps.dtype not in (np.uint8, bool) and (maps.min() < 0 or maps.max() > 255):
         raise ValueError(f"{name} must hold labels in 0..255, got {maps.min()}..{maps.max()}")
     return maps.astype(np.uint8, copy=False)
@@ -236,163 +230,3 @@ def _bits_within(bits: Array, y: Array, x: Array, radius: int) -> NDArray[np.uin
             for row in (radius - dy, radius + dy):
                 found |= run[row * stride + half:].take(corner)
     return near
-
-
-# ---------------------------------------------------------------- superpixels
-
-
-def superpixels(labels: Any, truths: Sequence[Any], image: Any = None) -> dict[str, float]:
-    """Superpixel quality; what depends on a segmentation is the mean over its annotators.
-
-    With superpixels s, segments g and N pixels:
-        asa: achievable segmentation accuracy, sum_s max_g |s & g| / N (Liu et al. 2011).
-        ue: undersegmentation error, sum_g sum_s min(|s & g|, |s - g|) / N (Neubert and Protzel 2012).
-        br, bp: boundary recall and precision: the share of true (of superpixel) boundary pixels with a superpixel
-            (a true) one in the 5x5 square around them. A boundary pixel has another label to its right or below.
-            Undefined for a map without boundary: such an annotator is left out of br, and bp is then NaN.
-        co: compactness, sum_s |s| / N * 4 pi |s| / perimeter^2, image border included (Schick et al. 2012).
-        ev: explained variation of colour (Moore et al. 2008); NaN without an image or with a one-coloured one.
-        count: number of distinct labels (not of connected components).
-
-    All maps are (H, W) integers, ``truths`` holds one from each annotator, ``image`` is (3, H, W) in any scale.
-    ValueError on sizes that differ, labels that are not integers, or no annotator.
-    """
-    labels = _segmentation(labels, "labels")
-    if len(truths) == 0:
-        raise ValueError("truths must hold the segmentation of at least one annotator, got none")
-    edges = _right_down_boundary(labels)
-    scores = []
-    for i, truth in enumerate(truths):
-        truth = _segmentation(truth, f"truths[{i}]")
-        if truth.shape != labels.shape:
-            raise ValueError(f"truths[{i}] is {truth.shape} but labels is {labels.shape} (rows, columns)")
-        size = labels.max() + 1, truth.max() + 1
-        table = np.bincount((labels * size[1] + truth).ravel(), minlength=size[0] * size[1]).reshape(size)
-        outside = table.sum(axis=1, keepdims=True) - table
-        true_edges = _right_down_boundary(truth)
-        scores.append([table.max(axis=1).sum() / labels.size, _share_near(true_edges, edges),
-                       _share_near(edges, true_edges), np.minimum(table, outside).sum() / labels.size])
-    asa, br, bp, ue = (_mean_of_defined(column) for column in zip(*scores))
-    return {"asa": asa, "br": br, "bp": bp, "ue": ue, "co": _compactness(labels),
-            "ev": math.nan if image is None else _explained_variation(labels, image), "count": int(labels.max()) + 1}
-
-
-def _segmentation(labels: Any, name: str) -> NDArray[np.int64]:
-    """(H, W) labels renumbered 0, 1, ... without gaps."""
-    return np.unique(_integers(labels, name, "(H, W)"), return_inverse=True)[1]
-
-
-def _right_down_boundary(labels: Array) -> NDArray[np.bool_]:
-    right, below = (np.diff(labels, axis=axis, append=labels.take([-1], axis=axis)) for axis in (1, 0))
-    return (right | below) != 0
-
-
-def _share_near(edges: Array, others: Array) -> float:
-    """Share of the edge pixels with another map's edge pixel at most 2 rows and 2 columns away; NaN without any."""
-    return float(ndimage.maximum_filter(others, size=5, mode="constant")[edges].mean()) if edges.any() else math.nan
-
-
-def _mean_of_defined(values: Iterable[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
-
-
-def _compactness(labels: Array) -> float:
-    area = np.bincount(labels.ravel())
-    framed = np.pad(labels, 1, constant_values=-1)
-    perimeter = np.zeros(len(area))
-    for neighbour in (framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:]):
-        perimeter += np.bincount(labels[labels != neighbour], minlength=len(area))
-    return float((area / labels.size * 4 * math.pi * area / perimeter**2).sum())
-
-
-def _explained_variation(labels: Array, image: Any) -> float:
-    image = _numpy(image).astype(np.float64)
-    if image.shape != (3, *labels.shape):
-        raise ValueError(f"image must be {(3, *labels.shape)} like labels, got {image.shape}")
-    colours = image.reshape(3, -1) - image.mean(axis=(1, 2))[:, None]
-    sums = np.stack([np.bincount(labels.ravel(), weights=channel) for channel in colours])
-    between, total = (sums**2 / np.bincount(labels.ravel())).sum(), (colours**2).sum()
-    return float(between / total) if np.ptp(colours, axis=1).any() else math.nan
-
-
-# ---------------------------------------------------------------- flow and depth
-
-
-def flow(flow: Any, truth: Any, valid: Any = None) -> dict[str, float]:
-    """Errors of optical flow, over the pixels whose true flow is known.
-
-    epe: mean end-point error in pixels. px1, px3: shares in [0, 1] of pixels with an error above 1 and above 3 pixels.
-    fl_all: share of the outliers of KITTI 2015: error above 3 pixels and above 5 % of the true magnitude.
-
-    ``flow`` and ``truth`` are (..., 2, H, W) in pixels; a true vector that is not finite or beyond 1e9 is unknown and
-    left out, so are pixels where ``valid`` (..., H, W) is False. ValueError on shapes that differ, no known pixel, or
-    an estimate that is not finite at a known one.
-    """
-    flow, truth = _same_shape(flow, truth, "flow")
-    if flow.ndim < 3 or flow.shape[-3] != 2:
-        raise ValueError(f"flow must be (..., 2, H, W), got {flow.shape}")
-    known = (np.abs(truth) <= 1e9).all(axis=-3)  # false for NaN as well
-    known &= _mask(valid, known.shape)
-    if not known.any():
-        raise ValueError("truth has no pixel with known flow that is also valid")
-    estimate, truth = np.moveaxis(flow, -3, -1)[known], np.moveaxis(truth, -3, -1)[known]
-    if not np.isfinite(estimate).all():
-        raise ValueError(f"flow is not finite at {(~np.isfinite(estimate)).any(axis=-1).sum()} pixels with known truth")
-    error, magnitude = np.linalg.norm(estimate - truth, axis=-1), np.linalg.norm(truth, axis=-1)
-    return {"epe": float(error.mean()), "px1": float((error > 1).mean()), "px3": float((error > 3).mean()),
-            "fl_all": float(((error > 3) & (error > 0.05 * magnitude)).mean())}
-
-
-def depth(depth: Any, truth: Any, valid: Any = None) -> dict[str, float]:
-    """Errors of depth, never aligned in scale, over the pixels that have both a truth and an estimate.
-
-    With estimate Z and truth Z*: abs_rel = mean |Z - Z*| / Z*; sq_rel = mean (Z - Z*)^2 / Z*; rmse and rmse_log = root
-    mean square of Z - Z* and of ln Z - ln Z*; d1 d2 d3 = shares with max(Z / Z*, Z* / Z) < 1.25, 1.25^2, 1.25^3 (Eigen
-    et al. 2014); inlier = the same share below 1.03 (Schroeppel et al. 2022); coverage = share of the pixels with a
-    truth that have an estimate. Read no error without its coverage.
-
-    ``depth`` and ``truth`` have one shape and are in metres along z; there is none where not finite or not positive
-    (set a far sky to 0). Where ``valid`` (same shape, bool) is False the estimate counts as missing. ValueError on
-    shapes that differ, or where no pixel has both a truth and an estimate.
-    """
-    depth, truth = _same_shape(depth, truth, "depth")
-    known = np.isfinite(truth) & (truth > 0)
-    both = known & np.isfinite(depth) & (depth > 0) & _mask(valid, depth.shape)
-    if not both.any():
-        raise ValueError(f"no pixel has both a depth and a truth ({known.sum()} pixels have a truth)")
-    z, true = depth[both], truth[both]
-    ratio = np.maximum(z / true, true / z)
-    return {"abs_rel": float((np.abs(z - true) / true).mean()), "sq_rel": float(((z - true) ** 2 / true).mean()),
-            "rmse": math.sqrt(((z - true) ** 2).mean()), "rmse_log": math.sqrt((np.log(z / true) ** 2).mean()),
-            **{f"d{k}": float((ratio < 1.25**k).mean()) for k in (1, 2, 3)},
-            "inlier": float((ratio < 1.03).mean()), "coverage": float(both.sum() / known.sum())}
-
-
-def _numpy(values: Any) -> Array:
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
-
-
-def _integers(labels: Any, name: str, layout: str) -> Array:
-    labels = _numpy(labels)
-    if labels.ndim != layout.count(",") + 1 or labels.size == 0:
-        raise ValueError(f"{name} must be {layout} with at least one pixel, got shape {labels.shape}")
-    if labels.dtype.kind not in "iub":
-        raise ValueError(f"{name} must hold integer labels, got {labels.dtype}")
-    return labels
-
-
-def _same_shape(values: Any, truth: Any, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    values, truth = _numpy(values), _numpy(truth)
-    if values.shape != truth.shape:
-        raise ValueError(f"{name} is {values.shape} but truth is {truth.shape}")
-    if values.dtype.kind not in "fiu" or truth.dtype.kind not in "fiu":
-        raise ValueError(f"{name} and truth must hold real numbers, got {values.dtype} and {truth.dtype}")
-    return values.astype(np.float64), truth.astype(np.float64)
-
-
-def _mask(valid: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    valid = np.ones(shape, dtype=bool) if valid is None else _numpy(valid)
-    if valid.shape != shape or valid.dtype != bool:
-        raise ValueError(f"valid must be bool of shape {shape}, got {valid.dtype} of shape {valid.shape}")
-    return valid

@@ -1,0 +1,60 @@
+"""What commands share: the application they join, options by type, figures printed, clips opened."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffslic import report
+
+app = typer.Typer(help="Superpixels, optical flow and motion segmentation.", rich_markup_mode=None,
+                  add_completion=False, pretty_exceptions_enable=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON, for a machine.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+Polish = Annotated[bool, typer.Option(help="Bring RAFT's flow to a fraction of a pixel.")]
+Precision = Annotated[str, typer.Option(help="Of training: 32-true or bf16-mixed.")]
+Batch = Annotated[int, typer.Option("--batch-size", help="Samples per step and process.")]
+Root = Annotated[Path, typer.Argument(help="The dataset's folder; with --dataset folder own frames or a video file.")]
+Cache = Annotated[Path, typer.Option(help="Flow and superpixels are kept below it, by dataset and resolution.")]
+Dataset = Annotated[str, typer.Option(help="davis2016, davis2017, tartanair or folder.")]
+Split = Annotated[str, typer.Option(help="Of DAVIS: all, train, val, dev_train, dev_val.")]
+Resolution = Annotated[str, typer.Option(help="Of DAVIS: the folder below JPEGImages.")]
+TrainOut = Annotated[Path, typer.Option("--out", help="metrics.csv, last.ckpt and best.safetensors go here.")]
+Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
+Start = Annotated[str | None, typer.Option(help="Weights to start from: a shipped name or a file.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Accelerator = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Devices = Annotated[int, typer.Option(help="How many of them; more than one with torchrun.")]
+Workers = Annotated[int, typer.Option(help="Processes that make batches.")]
+Model = Annotated[str, typer.Option(help="Of superpixels: ssn (also a composite) or spixelfcn.")]
+Logger = Annotated[str | None, typer.Option(help="tensorboard or wandb, beside metrics.csv.")]
+
+
+def show(figures: Mapping[str, Any], as_json: bool) -> None:
+    """Print figures by name: aligned lines for a person, JSON for a machine."""
+    if as_json:
+        print(report.to_json(figures), end="")
+        return
+    width = max(map(len, figures), default=0)
+    for name, value in figures.items():
+        print(f"{name:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")
+
+
+def open_clips(dataset: str, root: Path, split: str, resolution: str) -> list[Any]:
+    """Clips of a dataset on disk, by the options that it knows."""
+    from diffslic import datasets
+
+    options = {"split": split} if dataset.startswith(("davis", "bsds")) else {}
+    options |= {"resolution": resolution} if dataset.startswith("davis") else {}
+    return datasets.open(dataset, root=root, **options)
+
+
+def load_superpixels(model: str, weights: str, device: str) -> Any:
+    """A superpixel network by kind and name."""
+    from diffslic.superpixels import SSN, SpixelFCN
+
+    report.check_choice("model", model, ["ssn", "spixelfcn"])
+    return (SSN if model == "ssn" else SpixelFCN).from_pretrained(weights, device)

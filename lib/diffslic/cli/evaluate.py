@@ -1,0 +1,99 @@
+"""Scores of a whole dataset."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffslic import report
+from diffslic.cli.common import Device, Json, Model, Resolution, app, load_superpixels, open_clips, show
+
+evaluate_app = typer.Typer(help="Score masks, or superpixels.", rich_markup_mode=None)
+app.add_typer(evaluate_app, name="evaluate")
+
+Pred = Annotated[Path, typer.Argument(help="PRED/<sequence>/00000.png")]
+Truth = Annotated[Path, typer.Argument(help="TRUTH/<sequence>/00000.png, such as Annotations/480p")]
+Csv = Annotated[Path | None, typer.Option(help="The csv.", show_default="PRED/scores.csv")]
+
+
+@evaluate_app.command("davis2016")
+def davis2016(pred: Pred, truth: Truth, out: Csv = None, as_json: Json = False) -> None:
+    """Score masks as the official DAVIS 2016 evaluation does: a csv with a row per frame, and the summary.
+
+    Example: diffslic evaluate davis2016 masks/ ../DAVIS2016/Annotations/480p
+    """
+    _davis(pred, truth, "davis2016", out, as_json)
+
+
+@evaluate_app.command("davis2017")
+def davis2017(
+    pred: Pred, truth: Truth,
+    protocol: Annotated[str, typer.Option(help="semi-supervised or unsupervised.")] = "unsupervised",
+    out: Csv = None, as_json: Json = False,
+) -> None:
+    """Score masks as the official DAVIS 2017 evaluation does: a csv with a row per frame and object, and the summary.
+
+    Example: diffslic evaluate davis2017 masks/ ../DAVIS/Annotations/480p
+    """
+    report.check_choice("protocol", protocol, ["semi-supervised", "unsupervised"])
+    _davis(pred, truth, protocol, out, as_json)
+
+
+def _davis(pred: Path, truth: Path, protocol: str, out: Path | None, as_json: bool) -> None:
+    from diffslic.evaluation import evaluate_davis
+
+    result = evaluate_davis(pred, truth, protocol, progress=not as_json)
+    out = out or pred / "scores.csv"
+    result.save(out)
+    if result.missing:
+        print(f"{len(result.missing)} sequences of {truth} have no masks: {', '.join(result.missing)}", file=sys.stderr)
+    show({**result.summary, "csv": str(out)}, as_json)
+
+
+@evaluate_app.command("superpixels")
+def superpixels(
+    root: Annotated[Path, typer.Argument(help="The dataset's folder.")],
+    out: Annotated[Path, typer.Option(help="Where scores.csv, curve.csv and curve.png go.")],
+    dataset: Annotated[str, typer.Option(help="bsds500 or davis2016.")] = "bsds500",
+    split: Annotated[str | None, typer.Option(help="Of the dataset.", show_default="val, of DAVIS dev_val")] = None,
+    resolution: Resolution = "480p",
+    model: Model = "ssn",
+    weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "scenes",
+    counts: Annotated[str, typer.Option(help="Superpixels to ask for.")] = "100,200,500,1000",
+    every: Annotated[int, typer.Option(help="Of a video, every how many frames.")] = 10,
+    flow_root: Annotated[Path | None, typer.Option(help="Of a composite: FLOW_ROOT/<clip>.h5.")] = None,
+    ignore_background: Annotated[bool, typer.Option("--ignore-background",
+                                                    help="Superpixels are judged on objects alone.")] = False,
+    baselines: Annotated[bool, typer.Option(help="Beside them pixel features and scikit-image's SLIC.")] = True,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Score superpixels against every annotator, over counts: a csv, the mean curve and its picture.
+
+    Example: diffslic evaluate superpixels ../BSDS500 --out runs/superpixels
+    """
+    from diffslic import evaluation
+    from diffslic.datasets.composite import with_flow_from
+    from diffslic.superpixels import SSN, SSNConfig
+
+    report.check_choice("dataset", dataset, ["bsds500", "davis2016"])
+    requested = [int(count) for count in counts.split(",")]
+    clips = open_clips(dataset, root, split or ("val" if dataset == "bsds500" else "dev_val"), resolution)
+    if flow_root is not None:
+        clips = [with_flow_from(clip, flow_root) for clip in clips]
+    net = load_superpixels(model, weights, device)
+    methods: dict[str, evaluation.Method] = {Path(weights).stem: partial(evaluation.superpixels_of, net)}
+    if baselines:
+        pixels = SSN(SSNConfig(features="pix", n_iters=10)).eval().to(device)
+        methods |= {"pixel features": partial(evaluation.superpixels_of, pixels),
+                    "scikit-image SLIC": evaluation.classical_slic}
+    scores = evaluation.evaluate_superpixels(methods, clips, requested, every, 0 if ignore_background else None,
+                                             progress=not as_json)
+    scores.save(out)
+    if as_json:
+        print(report.to_json(scores.curve.reset_index().to_dict("records")), end="")
+        return
+    print(scores.curve.round(4).to_string())
+    print(f"also: {out / 'scores.csv'}, {out / 'curve.csv'}, {out / 'curve.png'}")

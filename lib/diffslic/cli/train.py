@@ -1,0 +1,130 @@
+"""Training the networks."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffslic import report
+from diffslic.cli.common import (
+    Accelerator,
+    Batch,
+    Cache,
+    Devices,
+    Json,
+    Logger,
+    Precision,
+    Rate,
+    Resolution,
+    Seed,
+    Start,
+    Steps,
+    TrainOut,
+    Workers,
+    app,
+    show,
+)
+
+train_app = typer.Typer(help="Train a network; a stopped run goes on where it was.", rich_markup_mode=None)
+app.add_typer(train_app, name="train")
+
+
+@train_app.command("ssn")
+def train_ssn(
+    out: TrainOut,
+    dataset: Annotated[str, typer.Option(help="scenes, bsds500 or davis2016.")] = "scenes",
+    root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
+    resolution: Resolution = "480p", cache: Cache = Path("cache"),
+    model: Annotated[str, typer.Option(help="ssn, composite (--start is its base) or spixelfcn.")] = "ssn",
+    width: Annotated[int, typer.Option(help="Channels of the net of an SSN.")] = 32, start: Start = None,
+    n_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 160, steps: Steps = 800,
+    batch_size: Batch = 6, rate: Rate = 1e-3, seed: Seed = 2, device: Accelerator = "auto", devices: Devices = 1,
+    precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
+) -> None:
+    """Train a superpixel network on scenes, on BSDS500, or a composite on DAVIS.
+
+    Example: diffslic train ssn --out runs/ssn --dataset bsds500 --root ../BSDS500
+    """
+    from diffslic.recipes import ssn
+
+    report.check_choice("model", model, list(ssn.WHAT))
+    where = device if device != "auto" else "cpu"
+    clips, validation = ssn.prepare(dataset, root, n_scenes=n_scenes, resolution=resolution, cache=cache,
+                                    flow=model == "composite", device=where, progress=not as_json)
+    fit = ssn.train(out, clips, validation, model=model, width=width, start=start, steps=steps, batch_size=batch_size,
+                    learning_rate=rate, seed=seed,
+                    **_how(device, devices, precision, workers, logger, out, as_json))
+    _show_fit(fit, as_json)
+
+
+@train_app.command("raft")
+def train_raft(
+    out: TrainOut, variant: Annotated[str, typer.Option(help="small or large.")] = "small", steps: Steps = 2200,
+    batch_size: Batch = 4, start: Start = None,
+    rate: Rate = 4e-4,
+    seed: Seed = 1, device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true",
+    workers: Workers = 1, logger: Logger = None, as_json: Json = False,
+) -> None:
+    """Train RAFT on scenes.
+
+    Example: torchrun --nproc-per-node 4 -m diffslic train raft --out runs/raft --batch-size 8
+    """
+    from diffslic.recipes import raft
+
+    fit = raft.train(out, variant=variant, steps=steps, batch_size=batch_size, start=start, learning_rate=rate,
+                     seed=seed, **_how(device, devices, precision, workers, logger, out, as_json))
+    _show_fit(fit, as_json)
+
+
+@train_app.command("unet")
+def train_unet(
+    out: TrainOut,
+    dataset: Annotated[str, typer.Option(help="scenes or davis2016.")] = "scenes",
+    root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
+    resolution: Resolution = "480p", cache: Cache = Path("cache"),
+    inputs: Annotated[str | None, typer.Option(help="Any of flow,superpixels,image.",
+                                               show_default="those of --start, or all")] = None,
+    widths: Annotated[str, typer.Option(help="Channels at each scale.")] = "16,32,64,128,128",
+    residual: Annotated[bool, typer.Option(help="Residual blocks.")] = False, start: Start = None,
+    n_clips: Annotated[int, typer.Option(help="Scenes to train on.")] = 160,
+    n_frames: Annotated[int, typer.Option(help="Frames of each scene.")] = 4, steps: Steps = 1500,
+    batch_size: Batch = 4, rate: Rate = 1e-3, seed: Seed = 3, device: Accelerator = "auto", devices: Devices = 1,
+    precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
+) -> None:
+    """Train the motion segmentation network on scenes, or on DAVIS 2016 split by sequence.
+
+    Under torchrun, compute flow and superpixels first (one process, ``diffslic precompute``).
+
+    Example: diffslic train unet --out runs/unet --dataset davis2016 --root ../DAVIS2016 --inputs flow,superpixels
+    """
+    from diffslic.recipes import unet
+
+    where = device if device != "auto" else "cpu"
+    shape = {"inputs": inputs.split(",") if inputs else None, "start": start,
+             "widths": [int(width) for width in widths.split(",")]}
+    unet.check_inputs(shape["inputs"], start)  # before hours of preparation
+    clips, validation = unet.prepare(dataset, cache, root=root, resolution=resolution, n_clips=n_clips,
+                                     n_frames=n_frames, device=where, progress=not as_json)
+    fit = unet.train(out, clips, validation, **shape, residual=residual, steps=steps, batch_size=batch_size,
+                     learning_rate=rate, seed=seed,
+                     **_how(device, devices, precision, workers, logger, out, as_json))
+    _show_fit(fit, as_json)
+
+
+def _how(device: str, devices: int, precision: str, workers: int, logger: str | None, out: Path,
+         as_json: bool) -> dict[str, Any]:
+    """The arguments that every training takes alike."""
+    from diffslic.training import open_logger
+
+    return {"device": device, "devices": devices, "precision": precision, "workers": workers,
+            "loggers": [open_logger(logger, out)] if logger else [], "progress": not as_json,
+            "command": shlex.join(["diffslic", *sys.argv[1:]])}
+
+
+def _show_fit(result: Any, as_json: bool) -> None:
+    if not result.first:  # under torchrun one process speaks for all
+        return
+    best = result.history[result.history["step"] == result.best_step].iloc[-1].to_dict()
+    show({**best, "best_step": result.best_step, "seconds": result.seconds, "weights": str(result.weights)}, as_json)

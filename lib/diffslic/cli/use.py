@@ -1,0 +1,154 @@
+"""Using the networks: masks of a video, flow and superpixels kept on disk."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffslic import report
+from diffslic.cli.common import (
+    Cache,
+    Dataset,
+    Device,
+    Json,
+    Model,
+    Polish,
+    Resolution,
+    Root,
+    Split,
+    app,
+    load_superpixels,
+    open_clips,
+    show,
+)
+
+
+@app.command()
+def segment(
+    source: Annotated[Path, typer.Argument(help="A folder of frames, a video file, or a dataset's folder.")],
+    out: Annotated[Path, typer.Option(help="Where masks/, overlay/ and overlay.mp4 go; of a dataset: OUT/<clip>/...")],
+    dataset: Dataset = "folder", split: Split = "all", resolution: Resolution = "480p",
+    weights: Annotated[str, typer.Option(help="U-Net: a shipped name or a file.")] = "motion",
+    raft: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
+    ssn: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "scenes",
+    rows: Annotated[int, typer.Option(help="Height at which the networks work.")] = 240,
+    polish: Polish = True,
+    overlay: Annotated[bool, typer.Option(help="Also write overlay frames and film.")] = True,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of the film.",
+                                              show_default="the video's, or 24")] = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Find what moves by itself in a video, with the shipped networks. A stopped run goes on where it was.
+
+    Example: diffslic segment my_frames/ --out masks/
+
+    masks/masks/ then holds a png with a palette per frame: 0 where the world stands, 1 where something moves.
+
+    All clips of a dataset: diffslic segment ../DAVIS2016 --dataset davis2016 --split val --out masks/
+    """
+    from diffslic import pipeline
+
+    how = {"weights": weights, "raft": raft, "ssn": ssn, "rows": rows, "polished": polish, "device": device}
+    if dataset == "folder":
+        result = pipeline.segment(source, **how)
+        result.save(out, overlay, fps, progress=not as_json)
+        clips = [result.clip]
+    else:
+        clips = open_clips(dataset, source, split, resolution)
+        pipeline.segment_clips(clips, out, overlay, fps, progress=not as_json, **how)
+    show({"clips": len(clips), "frames": sum(map(len, clips)), "out": str(out)}, as_json)
+
+
+@app.command()
+def superpixels(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Annotated[Path, typer.Option(help="Where NAME.png, NAME_boundaries.png and NAME_colours.png go.")],
+    n_spixels: Annotated[int, typer.Option(help="Superpixels to ask for.")] = 200,
+    exact: Annotated[bool, typer.Option("--exact", help="Exactly as many, not about as many.")] = False,
+    model: Model = "ssn",
+    weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "scenes",
+    flow: Annotated[Path | None, typer.Option(help="Of a composite, the HDF5 file with the video's flow.")] = None,
+    frame: Annotated[int, typer.Option(help="Which frame of that video the image is, from 0.")] = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Cut images into superpixels: labels as a png of 16 bits, their boundaries, their mean colours.
+
+    Example: diffslic superpixels a.jpg b.jpg --n-spixels 300 --out cut/
+    """
+    from diffslic import pipeline
+    from diffslic.datasets.composite import read_flow_both_ways
+
+    net = load_superpixels(model, weights, device)
+    extra = None
+    if flow is not None:
+        if len(images) != 1:
+            raise ValueError(f"--flow is the flow of one image, got {len(images)}")
+        extra = read_flow_both_ways(flow, frame)
+    rows = pipeline.save_superpixels(images, out, net, n_spixels, exact, extra, progress=not as_json)
+    if as_json:
+        print(report.to_json(rows), end="")
+        return
+    for row in rows:
+        print(f"{row['image']}: {row['count']} superpixels, compactness {row['co']:.3f}, "
+              f"explained variation {row['ev']:.3f}")
+
+
+precompute_app = typer.Typer(help="Keep flow or superpixels on disk: pre-generate, then train.", rich_markup_mode=None)
+app.add_typer(precompute_app, name="precompute")
+
+
+@precompute_app.command("flow")
+def precompute_flow(
+    root: Root, cache: Cache = Path("cache"), dataset: Dataset = "davis2016", split: Split = "all",
+    resolution: Resolution = "480p",
+    weights: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
+    iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
+    polish: Polish = True,
+    both_ways: Annotated[bool, typer.Option("--both-ways", help="Also the flow to the frame before.")] = False,
+    export: Annotated[Path | None, typer.Option(help="Write both ways to EXPORT/<clip>.h5 too, in the layout of the "
+                                                     "composite-SSN study.")] = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Compute the flow of every clip once: one HDF5 file per clip; a stopped run goes on where it was.
+
+    Example: diffslic precompute flow ../DAVIS2016 --resolution 480p
+    """
+    from diffslic import pipeline
+    from diffslic.datasets.composite import write_composite_flow
+    from diffslic.flow import RAFT
+
+    clips = open_clips(dataset, root, split, resolution)
+    out = pipeline.cache_folder(cache, dataset, resolution, "flow")
+    raft = RAFT.from_pretrained(weights, device)
+    clips = pipeline.precompute_flow(clips, raft, out, iters, polish, progress=not as_json)
+    if both_ways or export is not None:
+        back = pipeline.cache_folder(cache, dataset, resolution, "backward_flow")
+        clips = pipeline.precompute_backward_flow(clips, raft, back, iters, polish, progress=not as_json)
+    for clip in clips if export is not None else ():
+        write_composite_flow(clip, export / f"{clip.name}.h5")
+    show({"clips": len(clips), "out": str(out)}, as_json)
+
+
+@precompute_app.command("superpixels")
+def precompute_superpixels(
+    root: Root, cache: Cache = Path("cache"), dataset: Dataset = "davis2016", split: Split = "all",
+    resolution: Resolution = "480p",
+    weights: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "scenes",
+    n_spixels: Annotated[int, typer.Option(help="Superpixels per frame.")] = 400,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Compute the superpixels of every frame once, with their features.
+
+    Example: diffslic precompute superpixels ../DAVIS2016 --n-spixels 400
+    """
+    from diffslic import pipeline
+    from diffslic.superpixels import SSN
+
+    clips = open_clips(dataset, root, split, resolution)
+    out = pipeline.cache_folder(cache, dataset, resolution, "superpixels")
+    pipeline.precompute_superpixels(clips, SSN.from_pretrained(weights, device), out, n_spixels, progress=not as_json)
+    show({"clips": len(clips), "out": str(out)}, as_json)

@@ -1,0 +1,20 @@
+"""Every score of the workbook: video masks (J and F of DAVIS), superpixels, optical flow and depth.
+
+All functions take numpy arrays or torch tensors (on any device) and return plain numbers or numpy arrays. Nothing
+is rescaled, aligned or left out without a line in the docstring that says so.
+"""
+
+from diffslic.metrics.fields import depth as depth
+from diffslic.metrics.fields import flow as flow
+from diffslic.metrics.masks import MAX_PROPOSALS as MAX_PROPOSALS
+from diffslic.metrics.masks import PROTOCOLS as PROTOCOLS
+from diffslic.metrics.masks import STATISTICS as STATISTICS
+from diffslic.metrics.masks import DavisScore as DavisScore
+from diffslic.metrics.masks import davis as davis
+from diffslic.metrics.masks import davis_summary as davis_summary
+from diffslic.metrics.partitions import compactness as compactness
+from diffslic.metrics.partitions import explained_variation as explained_variation
+from diffslic.metrics.partitions import superpixels as superpixels
+
+__all__ = ["MAX_PROPOSALS", "PROTOCOLS", "STATISTICS", "DavisScore", "compactness", "davis", "davis_summary", "depth",
+           "explained_variation", "flow", "superpixels"]

@@ -1,0 +1,132 @@
+"""The commands of superpixels: cut images, score them on a dataset; bad input is one line and leaves nothing."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+import torch
+
+from diffslic import cli, datasets
+from diffslic.datasets import io
+from diffslic.datasets.composite import with_composite_flow, write_composite_flow
+from diffslic.superpixels import SSN, SpixelFCN, SpixelFCNConfig, SSNConfig
+
+
+@pytest.fixture
+def clip():
+    return datasets.open("scenes", preset="lab", n_clips=1, n_frames=3, size=(40, 56))[0]
+
+
+@pytest.fixture
+def images(clip, tmp_path):
+    for t, name in enumerate(("a.png", "b.jpg")):
+        io.write_image(tmp_path / "images" / name, clip.frame(t))
+    return [str(tmp_path / "images" / name) for name in ("a.png", "b.jpg")]
+
+
+@pytest.fixture
+def bsds(clip, tmp_path):
+    for t in range(2):
+        io.write_image(tmp_path / f"BSDS500/data/images/val/{t}.jpg", clip.frame(t))
+        cell = np.empty((1, 2), dtype=object)
+        for i, maps in enumerate((clip.segments(t), clip.labels(t))):
+            cell[0, i] = {"Segmentation": 1 + maps.numpy().astype(np.uint16)}
+        (tmp_path / "BSDS500/data/groundTruth/val").mkdir(parents=True, exist_ok=True)
+        scipy.io.savemat(tmp_path / f"BSDS500/data/groundTruth/val/{t}.mat", {"groundTruth": cell})
+    return tmp_path / "BSDS500"
+
+
+def error(capsys, arguments):
+    capsys.readouterr()
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_images_are_cut(capsys, images, tmp_path):
+    SSN(SSNConfig("pix")).save(tmp_path / "pix.safetensors")
+    arguments = ["superpixels", *images, "--out", str(tmp_path / "cut"), "--n-spixels", "300", "--exact",
+                 "--weights", str(tmp_path / "pix.safetensors")]
+    assert cli.main([*arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["count"] for row in rows] == [300, 300]
+    labels = io.read_labels(tmp_path / "cut/a.png")
+    assert torch.equal(labels.unique(), torch.arange(300))
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == sorted(
+        f"{stem}{kind}.png" for stem in "ab" for kind in ("", "_boundaries", "_colours"))
+    assert cli.main(arguments) == 0
+    assert "b.jpg: 300 superpixels, compactness 0." in capsys.readouterr().out
+
+
+def test_a_composite_takes_the_flow_of_a_frame(capsys, clip, images, tmp_path):
+    write_composite_flow(clip, tmp_path / "flow.h5")
+    SSN(SSNConfig(width=4)).composite(4, extra_width=4).save(tmp_path / "net.safetensors")
+    arguments = ["superpixels", images[0], "--out", tmp_path / "cut", "--weights", tmp_path / "net.safetensors"]
+    assert cli.main([*map(str, arguments), "--flow", str(tmp_path / "flow.h5"), "--frame", "1"]) == 0
+    assert "extra must be (1, 4, 40, 56)" in error(capsys, arguments)
+    assert "there is no frame 7" in error(capsys, [*arguments, "--flow", tmp_path / "flow.h5", "--frame", "7"])
+    assert "--flow is the flow of one image, got 2" in error(
+        capsys, [*arguments, images[1], "--flow", tmp_path / "flow.h5"])
+
+
+def test_scores_over_counts(capsys, bsds, tmp_path):
+    SpixelFCN(SpixelFCNConfig(widths=(4, 4, 4, 4, 4))).save(tmp_path / "fcn.safetensors")
+    arguments = ["evaluate", "superpixels", str(bsds), "--out", str(tmp_path / "out"), "--counts", "12,30",
+                 "--model", "spixelfcn", "--weights", str(tmp_path / "fcn.safetensors")]
+    assert cli.main(arguments) == 0
+    assert "scikit-image SLIC" in capsys.readouterr().out
+    curve = pd.read_csv(tmp_path / "out/curve.csv")
+    assert list(curve["method"].unique()) == ["fcn", "pixel features", "scikit-image SLIC"]
+    assert len(pd.read_csv(tmp_path / "out/scores.csv")) == 2 * 2 * 3
+    assert cli.main([*arguments, "--no-baselines", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["requested"] for row in rows] == [12, 30] and 0 < rows[0]["asa"] <= rows[1]["asa"] <= 1
+
+
+def test_scores_on_davis_with_a_composite_and_without_the_background(capsys, clip, tmp_path):
+    assert cli.main(["scenes", str(tmp_path / "davis"), "--n-clips", "1", "--n-frames", "3", "--size", "40", "56"]) == 0
+    write_composite_flow(clip, tmp_path / "flow" / "lab-00000.h5")
+    SSN(SSNConfig(width=4)).composite(4, extra_width=4).save(tmp_path / "net.safetensors")
+    arguments = ["evaluate", "superpixels", str(tmp_path / "davis"), "--dataset", "davis2016", "--resolution", "40p",
+                 "--split", "all", "--out", str(tmp_path / "out"), "--counts", "20", "--every", "2", "--no-baselines",
+                 "--weights", str(tmp_path / "net.safetensors"), "--flow-root", str(tmp_path / "flow"), "--json"]
+    capsys.readouterr()
+    assert cli.main(arguments) == 0
+    whole = json.loads(capsys.readouterr().out)[0]
+    assert cli.main([*arguments, "--ignore-background"]) == 0
+    objects = json.loads(capsys.readouterr().out)[0]
+    assert objects["br"] == whole["br"] and objects["asa"] != whole["asa"]
+    assert len(pd.read_csv(tmp_path / "out/scores.csv")) == 2  # frames 0 and 2
+    (tmp_path / "flow" / "lab-00000.h5").unlink()
+    assert "lab-00000.h5" in error(capsys, arguments)
+
+
+def test_flow_is_exported_for_a_composite(capsys, tmp_path):
+    assert cli.main(["scenes", str(tmp_path / "davis"), "--n-clips", "1", "--n-frames", "3", "--size", "40", "56"]) == 0
+    arguments = ["precompute", "flow", str(tmp_path / "davis"), "--resolution", "40p", "--iters", "1",
+                 "--cache", str(tmp_path / "cache"), "--export", str(tmp_path / "export")]
+    assert cli.main(arguments) == 0
+    clip = with_composite_flow(datasets.open("davis2016", root=tmp_path / "davis", resolution="40p")[0],
+                               tmp_path / "export/lab-00000.h5")
+    assert clip.flow(1).shape == clip.backward_flow(2).shape == (2, 40, 56)
+    assert (tmp_path / "cache/davis2016/40p/backward_flow/lab-00000.h5").is_file()
+
+
+@pytest.mark.parametrize("arguments, told", [
+    (["superpixels", "none.png", "--out", "cut"], "none.png"),
+    (["superpixels", "IMAGE", "--out", "cut", "--n-spixels", "0"], "n_spixels must be between 1 and the 2240 pixels"),
+    (["superpixels", "IMAGE", "--out", "cut", "--n-spixels", "9999"], "got 9999"),
+    (["superpixels", "IMAGE", "IMAGE", "--out", "cut"], "two images named a"),
+    (["superpixels", "IMAGE", "--out", "cut", "--model", "slic"], "model must be one of 'ssn', 'spixelfcn'"),
+    (["superpixels", "IMAGE", "--out", "cut", "--weights", "nothing"], "nothing"),
+    (["superpixels", "IMAGE", "--out", "cut", "--flow", "IMAGE"], "a.png: not a whole HDF5 file"),
+    (["evaluate", "superpixels", "nowhere", "--out", "cut"], "nowhere/data/images/val: no such folder"),
+    (["evaluate", "superpixels", "nowhere", "--out", "cut", "--dataset", "coco"], "dataset must be one of 'bsds500'"),
+    (["train", "ssn", "--out", "cut", "--dataset", "bsds500"], "bsds500 needs root"),
+    (["train", "ssn", "--out", "cut", "--model", "slic"], "model must be one of 'ssn', 'composite', 'spixelfcn'"),
+])
+def test_bad_input(capsys, images, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    assert told in error(capsys, [images[0] if word == "IMAGE" else word for word in arguments])
+    assert not (tmp_path / "cut").exists() or not any((tmp_path / "cut").rglob("*.*"))
