@@ -10,7 +10,7 @@ import torch
 
 from diffslic import cli, datasets
 from diffslic.datasets import io
-from diffslic.datasets.composite import with_composite_flow, write_composite_flow
+from diffslic.datasets.composite_flow import with_composite_flow, write_composite_flow
 from diffslic.superpixels import SSN, SpixelFCN, SpixelFCNConfig, SSNConfig
 
 

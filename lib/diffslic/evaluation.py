@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from diffslic import metrics, viz
 from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
-from diffslic.datasets.composite import flow_both_ways
+from diffslic.datasets.composite_flow import flow_both_ways
 from diffslic.datasets.folder import image_files
 from diffslic.files import written_whole
 from diffslic.superpixels import SSN, SpixelFCN

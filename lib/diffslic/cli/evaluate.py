@@ -75,7 +75,7 @@ def superpixels(
     Example: diffslic evaluate superpixels ../BSDS500 --out runs/superpixels
     """
     from diffslic import evaluation
-    from diffslic.datasets.composite import with_flow_from
+    from diffslic.datasets.composite_flow import with_flow_from
     from diffslic.superpixels import SSN, SSNConfig
 
     report.check_choice("dataset", dataset, ["bsds500", "davis2016"])

@@ -78,7 +78,7 @@ def superpixels(
     Example: diffslic superpixels a.jpg b.jpg --n-spixels 300 --out cut/
     """
     from diffslic import pipeline
-    from diffslic.datasets.composite import read_flow_both_ways
+    from diffslic.datasets.composite_flow import read_flow_both_ways
 
     net = load_superpixels(model, weights, device)
     extra = None
@@ -117,7 +117,7 @@ def precompute_flow(
     Example: diffslic precompute flow ../DAVIS2016 --resolution 480p
     """
     from diffslic import pipeline
-    from diffslic.datasets.composite import write_composite_flow
+    from diffslic.datasets.composite_flow import write_composite_flow
     from diffslic.flow import RAFT
 
     clips = open_clips(dataset, root, split, resolution)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffslic import datasets, geometry, pipeline, training
 from diffslic.datasets.clip import Clip
-from diffslic.datasets.composite import flow_both_ways
+from diffslic.datasets.composite_flow import flow_both_ways
 from diffslic.evaluation import evaluate_superpixels, segments_of, superpixels_of
 from diffslic.flow import RAFT
 from diffslic.recipes import augment

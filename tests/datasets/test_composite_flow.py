@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffslic import datasets
-from diffslic.datasets.composite import (
+from diffslic.datasets.composite_flow import (
     flow_both_ways,
     read_flow_both_ways,
     with_composite_flow,
