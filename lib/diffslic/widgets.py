@@ -99,6 +99,9 @@ def superpixel_explorer(image: Tensor, cluster: Mapping[str, Callable[[int, floa
     iterations = ipywidgets.IntSlider(value=5, min=1, max=20, description="iterations", continuous_update=False)
     row = ipywidgets.IntSlider(value=height // 2, max=height - 1, description="row")
     column = ipywidgets.IntSlider(value=width // 2, max=width - 1, description="column")
+    controls = [features, view, count, compactness, iterations, row, column]
+    for control in controls:
+        control.style.description_width = "initial"  # names longer than the default would be cut
 
     def soft() -> SoftSuperpixels:
         return soft_of(features.value, count.value, compactness.value, iterations.value)
@@ -124,7 +127,7 @@ def superpixel_explorer(image: Tensor, cluster: Mapping[str, Callable[[int, floa
         rows = " / ".join(" ".join(f"{value:.2f}" for value in nine[k:k + 3]) for k in (0, 3, 6))
         return f"{found.labels.unique().numel()} superpixels; nine affinities of ({row.value}, {column.value}): {rows}"
 
-    box = _explorer(draw, caption, [features, view, count, compactness, iterations, row, column])
+    box = _explorer(draw, caption, controls)
     clicks = Event(source=box.children[0], watched_events=["click"])
 
     def pick(event: dict[str, Any]) -> None:
