@@ -118,6 +118,7 @@ def test_flow_is_exported_for_a_composite(capsys, tmp_path):
     (["superpixels", "IMAGE", "--out", "cut", "--n-spixels", "0"], "n_spixels must be between 1 and the 2240 pixels"),
     (["superpixels", "IMAGE", "--out", "cut", "--n-spixels", "9999"], "got 9999"),
     (["superpixels", "IMAGE", "IMAGE", "--out", "cut"], "two images named a"),
+    (["superpixels", "IMAGE", "--out", "images"], "images: holds the images themselves"),
     (["superpixels", "IMAGE", "--out", "cut", "--model", "slic"], "model must be one of 'ssn', 'spixelfcn'"),
     (["superpixels", "IMAGE", "--out", "cut", "--weights", "nothing"], "nothing"),
     (["superpixels", "IMAGE", "--out", "cut", "--flow", "IMAGE"], "a.png: not a whole HDF5 file"),

@@ -61,6 +61,8 @@ def save_superpixels(images: Sequence[str | Path], folder: str | Path, model: SS
     twice = [stem for stem in stems if stems.count(stem) > 1]
     if not paths or twice:
         raise ValueError(f"{folder}: two images named {twice[0]}" if twice else "superpixels need an image, got none")
+    if any(path.resolve().parent == folder.resolve() for path in paths):
+        raise ValueError(f"{folder}: holds the images themselves, which labels would overwrite; choose another folder")
     device, rows = device_of(model), []
     given = {} if extra is None else {"extra": extra[None].to(device)}
     for path in tqdm(paths, desc="superpixels", unit="image", disable=not progress):
