@@ -116,6 +116,12 @@ def test_train_ssn_shows_the_best_state(capsys, tmp_path, monkeypatch):
     assert "diffslic train ssn" in (tmp_path / "card.md").read_text()
 
 
+@pytest.mark.parametrize("fps", ["-5", "0", "nan", "inf"])
+def test_a_film_needs_a_rate_and_nothing_is_written_without(capsys, frames, weights, tmp_path, fps):
+    fails(capsys, ["segment", frames, "--out", tmp_path / "out", "--fps", fps, *weights], "fps must lie between 0 and")
+    assert not (tmp_path / "out").exists()
+
+
 def test_segment_bad_input(capsys, frames, weights, tmp_path):
     out = tmp_path / "out"
     fails(capsys, ["segment", tmp_path / "gone", "--out", out, *weights], "gone")

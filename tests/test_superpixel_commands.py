@@ -123,6 +123,7 @@ def test_flow_is_exported_for_a_composite(capsys, tmp_path):
     (["superpixels", "IMAGE", "--out", "cut", "--weights", "nothing"], "nothing"),
     (["superpixels", "IMAGE", "--out", "cut", "--flow", "IMAGE"], "a.png: not a whole HDF5 file"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut"], "nowhere/data/images/val: no such folder"),
+    (["evaluate", "superpixels", "nowhere", "--out", "cut", "--counts", "a,b"], "--counts takes whole numbers"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut", "--dataset", "coco"], "dataset must be one of 'bsds500'"),
     (["train", "ssn", "--out", "cut", "--dataset", "bsds500"], "bsds500 needs root"),
     (["train", "ssn", "--out", "cut", "--model", "slic"], "model must be one of 'ssn', 'composite', 'spixelfcn'"),

@@ -340,6 +340,8 @@ class Segmentation:
         Raises:
             ValueError: the folder holds the masks of another video, or of other networks.
         """
+        if fps is not None and not 0 < fps < 1000:
+            raise ValueError(f"fps must lie between 0 and 1000, got {fps}")
         folder, length = Path(folder), len(self.clip)
         self._claim(folder)
         paths = [folder / "masks" / f"{self.clip.frame_name(t)}.png" for t in range(length)]

@@ -79,6 +79,8 @@ def superpixels(
     from diffslic.superpixels import SSN, SSNConfig
 
     report.check_choice("dataset", dataset, ["bsds500", "davis2016"])
+    if not all(count.strip().isdecimal() for count in counts.split(",")):
+        raise ValueError(f"--counts takes whole numbers with commas between them, got {counts!r}")
     requested = [int(count) for count in counts.split(",")]
     clips = open_clips(dataset, root, split or ("val" if dataset == "bsds500" else "dev_val"), resolution)
     if flow_root is not None:
