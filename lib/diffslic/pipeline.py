@@ -98,7 +98,7 @@ def superpixel_differences(superpixels: Superpixels) -> Tensor:
     """Superpixel features as a network likes them: (S, C), how each superpixel differs from its frame.
 
     Over the pixels of the frame each channel has mean 0 and standard deviation 1, so that the light and the colours of
-    a video do not matter. A channel that hardly varies is divided by :data:`LEAST_SPREAD` instead and stays small.
+    a video do not matter. Where a channel varies by less than :data:`LEAST_SPREAD` it is divided by that instead.
     """
     labels, vectors = superpixels
     share = torch.bincount(labels.flatten(), minlength=len(vectors)).to(vectors) / labels.numel()
