@@ -342,6 +342,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             member.kill()
         except psutil.NoSuchProcess:
             continue
+    psutil.wait_procs(family, timeout=5)  # a killed process runs on for a moment
 
 
 def _reason(log: str) -> str:
