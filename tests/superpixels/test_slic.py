@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffslic.superpixels import SoftSLIC, grid_for, soft_slic
+from diffslic.superpixels import SoftSLIC, grid_for, slic, soft_slic
 
 CASES = ["edge_c5_11x70_onerow", "image_c20_24x32", "image_c5_61x47", "image_c5_80x120", "rand_c20_37x29",
          "rand_c5_48x64"]
@@ -127,6 +127,26 @@ def test_gradients_are_right(size, grid, distance):
         return soft.affinity, soft.centroids, soft.pool(features), soft.unpool(soft.centroids)
 
     assert torch.autograd.gradcheck(outputs, features)
+
+
+@pytest.mark.parametrize("distance", ["l2", "squared"])
+def test_cells_some_at_a_time_give_the_same(monkeypatch, distance):
+    def outcome():
+        features = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 9, 10))).requires_grad_()
+        soft = soft_slic(features, (3, 4), 3, distance)
+        (soft.affinity[:, 2].sum() + soft.centroids.square().sum()).backward()
+        return soft.affinity.detach(), soft.centroids.detach(), features.grad
+
+    whole = outcome()
+    monkeypatch.setattr(slic, "CACHE", 5 * 8 * 9 * 5)  # five of the 24 cells
+    for a, b in zip(whole, outcome()):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("output", ["affinity", "centroids"])
+def test_each_output_alone_has_its_gradient(output):
+    features = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: getattr(soft_slic(x, (2, 3), 2), output), features)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,6 +10,7 @@ Superpixel ``s = i * nw + j`` starts in row ``i`` and column ``j`` of the grid.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 SMALLEST_WEIGHT = 1e-16  # added to every sum of affinities that divides: a superpixel may lose all its pixels
 FAR_AWAY = 1e30          # squared distance of a candidate outside the grid: its affinity underflows to exactly 0
+CACHE = 800_000          # bytes of packed pixels that a CPU works on at a time, near the size of a core's own cache
 
 # ---------------------------------------------------------------- the grid and the packing of pixels by cell
 
@@ -253,11 +255,7 @@ def soft_slic(features: Tensor, grid: tuple[int, int], n_iters: int = 10, distan
         # they need no gradient.
         origin = centroids.detach()
         pixels = _measure(cells.pack(features), origin, cells.filled)                        # (B, S, C + 2, n)
-        inside = _nine(torch.ones_like(origin[..., :1]), grid)                               # (B, S, 9, 1)
-        for _ in range(n_iters):
-            nine = (_nine(centroids, grid) - origin[:, :, None]) * inside                    # (B, S, 9, C)
-            affinity = _associate(pixels, nine, inside, distance)                            # (B, S, 9, n)
-            centroids = _update(affinity, pixels, origin, grid)                              # (B, S, C)
+        affinity, centroids = _Iterations.apply(pixels, centroids, origin, grid, n_iters, distance)
         return SoftSLIC(cells.unpack(affinity), centroids, grid)
 
 
@@ -268,21 +266,95 @@ def _measure(pixels: Tensor, origin: Tensor, filled: Tensor) -> Tensor:
     return torch.cat([pixels, filled.expand_as(pixels[:, :, :1]), pixels.square().sum(2, keepdim=True)], dim=2)
 
 
-def _associate(pixels: Tensor, nine: Tensor, inside: Tensor, distance: str) -> Tensor:
-    """Affinities (B, S, 9, n) of packed pixels to the nine centroids (B, S, 9, C) of their cell."""
+def _distance_factors(nine: Tensor, inside: Tensor) -> Tensor:
+    """What multiplies pixels of :func:`_measure` to their squared distances from centroids (B, S, 9, C)."""
     constant = nine.square().sum(-1, keepdim=True) + FAR_AWAY * (1 - inside)
-    squared = torch.cat([-2 * nine, constant, torch.ones_like(constant)], dim=-1) @ pixels
-    if distance == "l2":
-        # The root's slope at 0 is infinite: below the rounding error the distance is constant, its gradient 0.
-        squared = squared.clamp_min(torch.finfo(squared.dtype).eps ** 2).sqrt()
-    return F.softmin(squared, dim=2)
+    return torch.cat([-2 * nine, constant, torch.ones_like(constant)], dim=-1)               # (B, S, 9, C + 2)
 
 
-def _update(affinity: Tensor, pixels: Tensor, origin: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Centroids (B, S, C): the means of packed pixels weighted by affinity."""
-    sums, weights, _ = (affinity @ pixels.mT).tensor_split((-2, -1), dim=-1)                 # (B, S, 9, C), (.., 1)
-    sums = _sum_nine(torch.cat([sums + weights * origin[:, :, None], weights], dim=-1), grid)
-    return sums[..., :-1] / (sums[..., -1:] + SMALLEST_WEIGHT)
+class _Iterations(torch.autograd.Function):
+    """All iterations, as many cells at a time as a cache holds, with their gradient written out.
+
+    Cells meet only in the centroids: between these, the products and the passes of an iteration may run on a few cells
+    after the other. Autograd would run each of them over all cells, through memory, and keep more of what it met.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, centroids: Tensor, origin: Tensor, grid: tuple[int, int], n_iters: int,
+                distance: str) -> tuple[Tensor, Tensor]:
+        """Affinities (B, S, 9, n) of the last iteration and the centroids (B, S, C) after it."""
+        inside = _nine(torch.ones_like(origin[..., :1]), grid)                               # (B, S, 9, 1)
+        keep = any(ctx.needs_input_grad)
+        kept: list[Tensor] = []
+        for i in range(n_iters):
+            if keep or i == 0:
+                logits, affinity = (pixels.new_empty(*pixels.shape[:2], 9, pixels.shape[3]) for _ in range(2))
+            factors = _distance_factors((_nine(centroids, grid) - origin[:, :, None]) * inside, inside)
+            sums = torch.empty_like(factors)
+            for x, f, d, q, s in _in_parts(pixels, factors, logits, affinity, sums):
+                torch.bmm(f, x, out=d)
+                if distance == "l2":
+                    d.clamp_min_(_rounding(d) ** 2).sqrt_()
+                torch.softmax(d.neg_(), dim=1, out=q)                                        # equation 2
+                torch.bmm(q, x.mT, out=s)
+            totals, weights, _ = sums.tensor_split((-2, -1), dim=-1)                         # (B, S, 9, C), (.., 1)
+            totals = _sum_nine(torch.cat([totals + weights * origin[:, :, None], weights], dim=-1), grid)
+            weights = totals[..., -1:] + SMALLEST_WEIGHT
+            centroids = totals[..., :-1] / weights                                           # equation 3
+            if keep:
+                kept += factors, logits, affinity, centroids, weights
+        ctx.grid, ctx.distance = grid, distance
+        ctx.save_for_backward(pixels, origin, *kept)
+        ctx.set_materialize_grads(False)
+        return affinity, centroids
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, to_affinity: Tensor | None, to_centroids: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of the pixels and the first centroids; ``to_x`` is the gradient of x, iteration by iteration."""
+        if to_affinity is None and to_centroids is None:
+            return (None,) * 6
+        pixels, origin, *kept = ctx.saved_tensors
+        to_pixels = torch.zeros_like(pixels)
+        for i in reversed(range(0, len(kept), 5)):
+            factors, logits, affinity, centroids, weights = kept[i:i + 5]
+            to_factors, to_sums = torch.empty_like(factors), None
+            if to_centroids is not None:
+                to_means = to_centroids / weights
+                to_weights = -(to_means * centroids).sum(-1, keepdim=True)
+                to_totals = _nine(torch.cat([to_means, to_weights], dim=-1), ctx.grid)       # (B, S, 9, C + 1)
+                to_sums = F.pad(to_totals, (0, 1))
+                to_sums[..., -2:-1] += (to_totals[..., :-1] * origin[:, :, None]).sum(-1, keepdim=True)
+            for x, to_x, f, to_f, d, q, to_s, to_q in _in_parts(pixels, to_pixels, factors, to_factors, logits,
+                                                               affinity, to_sums, to_affinity):
+                if to_s is not None:
+                    to_x += to_s.mT @ q
+                    to_q = to_s @ x if to_q is None else torch.baddbmm(to_q, to_s, x)
+                to_d = (to_q - (to_q * q).sum(1, keepdim=True)).mul_(q)
+                if ctx.distance == "l2":
+                    # The root's slope at 0 is infinite: below the rounding error the distance counts as constant.
+                    to_d.div_(2 * d).masked_fill_(d >= -_rounding(d), 0)
+                else:
+                    to_d.neg_()
+                to_x += f.mT @ to_d
+                torch.bmm(to_d, x.mT, out=to_f)
+            to_nine = -2 * to_factors[..., :-2] - factors[..., :-2] * to_factors[..., -2:-1]
+            to_affinity, to_centroids = None, _sum_nine(to_nine, ctx.grid)
+        return to_pixels, to_centroids, None, None, None, None
+
+
+def _in_parts(pixels: Tensor, *others: Tensor | None) -> Iterator[list[Tensor | None]]:
+    """The same cells of contiguous tensors (B, S, ...), a few after the other; on a GPU all of them at once."""
+    cells = len(pixels) * pixels.shape[1]
+    step = max(1, CACHE // pixels[0, 0].nbytes) if pixels.device.type == "cpu" else cells
+    flat = [None if tensor is None else tensor.flatten(0, 1) for tensor in (pixels, *others)]
+    for first in range(0, cells, step):
+        yield [None if tensor is None else tensor[first:first + step] for tensor in flat]
+
+
+def _rounding(distance: Tensor) -> float:
+    """The rounding error of distances: below it they are taken for zero."""
+    return torch.finfo(distance.dtype).eps
 
 
 def _check(features: Tensor, n_iters: int, distance: str) -> None:
