@@ -11,6 +11,7 @@ import torch
 from diffslic import cli, datasets
 from diffslic.datasets import io
 from diffslic.datasets.composite_flow import with_composite_flow, write_composite_flow
+from diffslic.recipes import ssn as recipe
 from diffslic.superpixels import SSN, SpixelFCN, SpixelFCNConfig, SSNConfig
 
 
@@ -57,6 +58,54 @@ def test_images_are_cut(capsys, images, tmp_path):
         f"{stem}{kind}.png" for stem in "ab" for kind in ("", "_boundaries", "_colours"))
     assert cli.main(arguments) == 0
     assert "b.jpg: 300 superpixels, compactness 0." in capsys.readouterr().out
+
+
+def test_compactness_and_iterations_of_a_command_count(capsys, images, tmp_path):
+    SSN(SSNConfig("pix")).save(tmp_path / "pix.safetensors")
+    arguments = ["superpixels", images[0], "--out", str(tmp_path / "cut"), "--n-spixels", "30", "--json",
+                 "--weights", str(tmp_path / "pix.safetensors")]
+    found = []
+    for more in ([], ["--compactness", "8"], ["--n-iters", "1"]):
+        assert cli.main([*arguments, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out)[0]["co"])
+    assert found[1] > found[0] + 0.1 and found[2] != found[0]
+
+
+def test_a_composite_is_trained_on_davis_with_the_flow_of_a_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "COUNTS", (12,))
+    names = ["bear", "bus", "boat", "hike", "hockey", "lucia", "train"]  # the sixth validates
+    assert cli.main(["scenes", str(tmp_path / "davis"), "--n-clips", "7", "--n-frames", "2", "--size", "40", "56"]) == 0
+    root = tmp_path / "davis"
+    lines = []
+    for clip, name in zip(datasets.open("davis2016", root=root, resolution="40p"), names):
+        for kind in ("JPEGImages", "Annotations"):
+            (root / kind / "40p" / clip.name).rename(root / kind / "40p" / name)
+        lines += [f"/JPEGImages/40p/{name}/{t:05d}.jpg /Annotations/40p/{name}/{t:05d}.png" for t in range(2)]
+    (root / "ImageSets" / "40p").mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets" / "40p" / "train.txt").write_text("\n".join(lines))
+    field = torch.zeros(2, 40, 56)
+    for clip in datasets.open("davis2016", root=root, resolution="40p"):
+        moving = clip.with_readers(flow=lambda t: field, backward_flow=lambda t: field)
+        write_composite_flow(moving, tmp_path / "flow" / f"{clip.name}.h5")
+    SSN(SSNConfig("pix")).save(tmp_path / "base.safetensors")
+    arguments = ["train", "ssn", "--dataset", "davis2016", "--root", str(root), "--resolution", "40p", "--steps", "1",
+                 "--batch-size", "2", "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "run"), "--json"]
+    capsys.readouterr()
+    assert cli.main([*arguments, "--model", "composite", "--start", str(tmp_path / "base.safetensors"),
+                     "--flow-root", str(tmp_path / "flow")]) == 0
+    net = SSN.from_pretrained(tmp_path / "run/best.safetensors")
+    assert net.config.extra_channels == 4 and net.config.features == "pix"
+    card = (tmp_path / "run/card.md").read_text()
+    assert "6 clips (bear ...), 12 frames" in card and "1 others" in card
+
+
+def test_scenes_teach_and_davis_judges(tmp_path):
+    assert cli.main(["scenes", str(tmp_path / "davis"), "--n-clips", "6", "--n-frames", "2", "--size", "40", "56"]) == 0
+    lines = [f"/JPEGImages/40p/lab-{i:05d}/00000.jpg /Annotations/40p/lab-{i:05d}/00000.png" for i in range(6)]
+    (tmp_path / "davis/ImageSets/40p").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "davis/ImageSets/40p/train.txt").write_text("\n".join(lines))
+    clips, validation = recipe.prepare("scenes", n_scenes=2, davis=tmp_path / "davis", resolution="40p")
+    assert len(clips) == 2 and [clip.name for clip in validation] == ["lab-00005"] and validation[0].has("labels")
 
 
 def test_a_composite_takes_the_flow_of_a_frame(capsys, clip, images, tmp_path):
@@ -121,11 +170,17 @@ def test_flow_is_exported_for_a_composite(capsys, tmp_path):
     (["superpixels", "IMAGE", "--out", "images"], "images: holds the images themselves"),
     (["superpixels", "IMAGE", "--out", "cut", "--model", "slic"], "model must be one of 'ssn', 'spixelfcn'"),
     (["superpixels", "IMAGE", "--out", "cut", "--weights", "nothing"], "nothing"),
+    (["superpixels", "IMAGE", "--out", "cut", "--frame", "2"], "there is no --flow"),
+    (["superpixels", "IMAGE", "--out", "cut", "--n-iters", "0"], "--n-iters must be at least 1"),
+    (["superpixels", "IMAGE", "--out", "cut", "--compactness", "-1"], "--compactness above 0"),
+    (["superpixels", "IMAGE", "--out", "cut", "--model", "spixelfcn", "--n-iters", "2"], "--n-iters is of an SSN"),
     (["superpixels", "IMAGE", "--out", "cut", "--flow", "IMAGE"], "a.png: not a whole HDF5 file"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut"], "nowhere/data/images/val: no such folder"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut", "--counts", "a,b"], "--counts takes whole numbers"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut", "--dataset", "coco"], "dataset must be one of 'bsds500'"),
     (["train", "ssn", "--out", "cut", "--dataset", "bsds500"], "bsds500 needs root"),
+    (["train", "ssn", "--out", "cut", "--dataset", "bsds500", "--root", "x", "--model", "composite"],
+     "nothing moves in a photograph"),
     (["train", "ssn", "--out", "cut", "--model", "slic"], "model must be one of 'ssn', 'composite', 'spixelfcn'"),
 ])
 def test_bad_input(capsys, images, tmp_path, monkeypatch, arguments, told):

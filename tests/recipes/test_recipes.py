@@ -70,9 +70,11 @@ def test_crops_lie_inside_and_colours_change_alike():
     assert (one - same[0]).abs().mean() > 0.01
 
 
-def test_segments_are_numbered_within_the_crop():
+@pytest.mark.parametrize("crop", [(32, 40), (200, 40)])
+def test_segments_are_numbered_within_the_crop(monkeypatch, crop):
+    monkeypatch.setattr(ssn, "CROP", crop)
     batch = ssn.Crops(drawn(), 3, 1)(0)
-    assert batch["image"].shape == (3, 3, *ssn.CROP) and "flow" not in batch
+    assert batch["image"].shape == (3, 3, min(crop[0], SIZE[0]), 40) and "flow" not in batch
     assert ssn.CELLS[0] <= batch["n_spixels"].unique().item() <= ssn.CELLS[1]
     for segments in batch["segments"]:
         assert torch.equal(segments.unique(), torch.arange(int(segments.max()) + 1))

@@ -30,6 +30,10 @@ Accelerator = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")
 Devices = Annotated[int, typer.Option(help="How many of them; more than one with torchrun.")]
 Workers = Annotated[int, typer.Option(help="Processes that make batches.")]
 Model = Annotated[str, typer.Option(help="Of superpixels: ssn (also a composite) or spixelfcn.")]
+Iters = Annotated[int | None, typer.Option("--n-iters", help="Of an SSN: iterations of soft SLIC.",
+                                           show_default="as the weights say")]
+Compactness = Annotated[float | None, typer.Option(help="Of an SSN: larger gives rounder superpixels.",
+                                                   show_default="as the weights say")]
 Logger = Annotated[str | None, typer.Option(help="tensorboard or wandb, beside metrics.csv.")]
 
 
@@ -52,9 +56,15 @@ def open_clips(dataset: str, root: Path, split: str, resolution: str) -> list[An
     return datasets.open(dataset, root=root, **options)
 
 
-def load_superpixels(model: str, weights: str, device: str) -> Any:
-    """A superpixel network by kind and name."""
+def load_superpixels(model: str, weights: str, device: str, n_iters: int | None, compactness: float | None) -> Any:
+    """A superpixel network by kind and name, with changes where there are some."""
     from diffslic.superpixels import SSN, SpixelFCN
 
     report.check_choice("model", model, ["ssn", "spixelfcn"])
-    return (SSN if model == "ssn" else SpixelFCN).from_pretrained(weights, device)
+    if (n_iters is not None and n_iters < 1) or (compactness is not None and compactness <= 0):
+        raise ValueError(f"--n-iters must be at least 1 and --compactness above 0, got {n_iters} and {compactness}")
+    changes = {"n_iters": n_iters, "compactness": compactness}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if model == "spixelfcn" and changes:
+        raise ValueError(f"--{next(iter(changes)).replace('_', '-')} is of an SSN: spixelfcn does not cluster")
+    return (SSN if model == "ssn" else SpixelFCN).from_pretrained(weights, device, **changes)

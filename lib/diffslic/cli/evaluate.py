@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from diffslic import report
-from diffslic.cli.common import Device, Json, Model, Resolution, app, load_superpixels, open_clips, show
+from diffslic.cli.common import (
+    Compactness,
+    Device,
+    Iters,
+    Json,
+    Model,
+    Resolution,
+    app,
+    load_superpixels,
+    open_clips,
+    show,
+)
 
 evaluate_app = typer.Typer(help="Score masks, or superpixels.", rich_markup_mode=None)
 app.add_typer(evaluate_app, name="evaluate")
@@ -61,6 +72,7 @@ def superpixels(
     resolution: Resolution = "480p",
     model: Model = "ssn",
     weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "scenes",
+    n_iters: Iters = None, compactness: Compactness = None,
     counts: Annotated[str, typer.Option(help="Superpixels to ask for.")] = "100,200,500,1000",
     every: Annotated[int, typer.Option(help="Of a video, every how many frames.")] = 10,
     flow_root: Annotated[Path | None, typer.Option(help="Of a composite: FLOW_ROOT/<clip>.h5.")] = None,
@@ -85,7 +97,7 @@ def superpixels(
     clips = open_clips(dataset, root, split or ("val" if dataset == "bsds500" else "dev_val"), resolution)
     if flow_root is not None:
         clips = [with_flow_from(clip, flow_root) for clip in clips]
-    net = load_superpixels(model, weights, device)
+    net = load_superpixels(model, weights, device, n_iters, compactness)
     methods: dict[str, evaluation.Method] = {Path(weights).stem: partial(evaluation.superpixels_of, net)}
     if baselines:
         pixels = SSN(SSNConfig(features="pix", n_iters=10)).eval().to(device)

@@ -36,7 +36,11 @@ def train_ssn(
     out: TrainOut,
     dataset: Annotated[str, typer.Option(help="scenes, bsds500 or davis2016.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
-    resolution: Resolution = "480p", cache: Cache = Path("cache"),
+    resolution: Resolution = "480p",
+    davis: Annotated[Path | None, typer.Option(help="DAVIS's folder, to validate there.")] = None,
+    flow_root: Annotated[Path | None, typer.Option(help="Of a composite on DAVIS: FLOW_ROOT/<clip>.h5.",
+                                                   show_default="computed and kept in the cache")] = None,
+    cache: Cache = Path("cache"),
     model: Annotated[str, typer.Option(help="ssn, composite (--start is its base) or spixelfcn.")] = "ssn",
     width: Annotated[int, typer.Option(help="Channels of the net of an SSN.")] = 32, start: Start = None,
     n_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 160, steps: Steps = 800,
@@ -51,8 +55,9 @@ def train_ssn(
 
     report.check_choice("model", model, list(ssn.WHAT))
     where = device if device != "auto" else "cpu"
-    clips, validation = ssn.prepare(dataset, root, n_scenes=n_scenes, resolution=resolution, cache=cache,
-                                    flow=model == "composite", device=where, progress=not as_json)
+    clips, validation = ssn.prepare(dataset, root, n_scenes=n_scenes, resolution=resolution, davis=davis,
+                                    flow=model == "composite", flow_root=flow_root, cache=cache, device=where,
+                                    progress=not as_json)
     fit = ssn.train(out, clips, validation, model=model, width=width, start=start, steps=steps, batch_size=batch_size,
                     learning_rate=rate, seed=seed,
                     **_how(device, devices, precision, workers, logger, out, as_json))

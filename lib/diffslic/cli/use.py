@@ -8,8 +8,10 @@ import typer
 from diffslic import report
 from diffslic.cli.common import (
     Cache,
+    Compactness,
     Dataset,
     Device,
+    Iters,
     Json,
     Model,
     Polish,
@@ -68,8 +70,10 @@ def superpixels(
     exact: Annotated[bool, typer.Option("--exact", help="Exactly as many, not about as many.")] = False,
     model: Model = "ssn",
     weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "scenes",
+    n_iters: Iters = None, compactness: Compactness = None,
     flow: Annotated[Path | None, typer.Option(help="Of a composite, the HDF5 file with the video's flow.")] = None,
-    frame: Annotated[int, typer.Option(help="Which frame of that video the image is, from 0.")] = 0,
+    frame: Annotated[int | None, typer.Option(help="Which frame of that video the image is, from 0.",
+                                              show_default="0")] = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -80,12 +84,12 @@ def superpixels(
     from diffslic import pipeline
     from diffslic.datasets.composite_flow import read_flow_both_ways
 
-    net = load_superpixels(model, weights, device)
-    extra = None
-    if flow is not None:
-        if len(images) != 1:
-            raise ValueError(f"--flow is the flow of one image, got {len(images)}")
-        extra = read_flow_both_ways(flow, frame)
+    if frame is not None and flow is None:
+        raise ValueError("--frame says which frame of --flow an image is, and there is no --flow")
+    if flow is not None and len(images) != 1:
+        raise ValueError(f"--flow is the flow of one image, got {len(images)}")
+    net = load_superpixels(model, weights, device, n_iters, compactness)
+    extra = None if flow is None else read_flow_both_ways(flow, frame or 0)
     rows = pipeline.save_superpixels(images, out, net, n_spixels, exact, extra, progress=not as_json)
     if as_json:
         print(report.to_json(rows), end="")

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffslic import datasets, geometry, pipeline, training
+from diffslic import datasets, pipeline, training
 from diffslic.datasets.clip import Clip
-from diffslic.datasets.composite_flow import flow_both_ways
+from diffslic.datasets.composite_flow import flow_both_ways, with_flow_from
 from diffslic.evaluation import evaluate_superpixels, segments_of, superpixels_of
 from diffslic.flow import RAFT
 from diffslic.recipes import augment
@@ -26,10 +26,10 @@ from diffslic.superpixels import SSN, SpixelFCN, SSNConfig, compactness, label_r
 SIZE = (240, 320)  # of the scenes
 CROP = (160, 160)
 CELLS = (16, 160)  # superpixels per crop: between these, the same for all crops of a step
-ZOOM = (0.75, 1.5)  # photographs are seen from closer or farther
 PRESETS = "lab+street+crowd+static"
 N_SCENES, VALIDATION_SCENES = 160, 16
 TRAINING_SEED, VALIDATION_SEED = 20_000, 900_000  # of scenes
+CACHED = 400  # pictures in memory, about a megabyte each: all of BSDS500's, a fourth of DAVIS's
 COUNTS = (100, 200, 500)  # superpixels requested in the validation
 CARD = {"gpu_command": "diffslic train ssn --out runs/ssn --dataset bsds500 --root BSDS500 --width 64 --steps 20000 "
                        "--batch-size 8 --workers 12 --device cuda"}
@@ -52,7 +52,7 @@ class _Picture(NamedTuple):
 
 
 class Crops:
-    """Batches of crops with the segments of one annotator each, in random order.
+    """Batches of crops with the segments of one annotator each, in random order; smaller images are taken whole.
 
     Args:
         clips: with frames and annotations, segments or labels, the first of these that a clip has.
@@ -67,7 +67,7 @@ class Crops:
         self.batch_size, self.seed = batch_size, seed
         self.frames = [(i, t) for i, clip in enumerate(clips) for t in range(len(clip))]
         clips = list(clips)
-        self._read = lru_cache(maxsize=4000)(lambda clip, t: _read_picture(clips[clip], t, flow))
+        self._read = lru_cache(maxsize=CACHED)(lambda clip, t: _read_picture(clips[clip], t, flow))
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Batch ``number``: image (B, 3, h, w), segments (B, h, w) from 0, n_spixels (B,), and flow (B, 4, h, w)."""
@@ -81,17 +81,15 @@ class Crops:
         order = np.random.default_rng([self.seed, 8, epoch]).permutation(len(self.frames))
         picture = self._read(*self.frames[order[place]])
         rng = np.random.default_rng([self.seed, 9, epoch, place])
-        zoom = rng.uniform(*ZOOM)
-        window = augment.crop_window(tuple(picture.image.shape[1:]), tuple(round(side / zoom) for side in CROP), rng)
+        window = augment.crop_window(tuple(picture.image.shape[1:]), CROP, rng)
         mirror = rng.random() < 0.5, rng.random() < 0.5
-        image = geometry.resize(picture.image[:, *window][None].float() / 255, CROP).clamp(0, 1)
-        segments = picture.annotations[rng.integers(len(picture.annotations))][window]
-        segments = augment.flip_image(geometry.resize_labels(segments[None], CROP)[0], *mirror)
-        sample = {"image": augment.jitter_colors(augment.flip_image(image, *mirror), rng)[0],
+        # Nothing else is changed: blurred by a zoom or tinted, photographs taught less about photographs.
+        segments = augment.flip_image(picture.annotations[rng.integers(len(picture.annotations))][window], *mirror)
+        sample = {"image": augment.flip_image(picture.image[:, *window].float() / 255, *mirror),
                   # Numbered anew within the crop: the loss takes one channel per segment.
                   "segments": segments.unique(return_inverse=True)[1]}
         if picture.flow is not None:
-            flow = geometry.resize_flow(picture.flow[:, *window].float().unflatten(0, (2, 2)), CROP)
+            flow = picture.flow[:, *window].float().unflatten(0, (2, 2))
             sample["flow"] = augment.flip_flow(flow, *mirror).flatten(0, 1)
         return sample
 
@@ -174,7 +172,8 @@ def evaluate(model: SSN | SpixelFCN, clips: Sequence[Clip], counts: Sequence[int
 
 
 def prepare(dataset: str, root: str | Path | None = None, *, n_scenes: int = N_SCENES, resolution: str = "480p",
-            cache: str | Path = "cache", raft: str | Path = "small", flow: bool = False, device: str = "cpu",
+            davis: str | Path | None = None, flow: bool = False, flow_root: str | Path | None = None,
+            cache: str | Path = "cache", raft: str | Path = "small", device: str = "cpu",
             progress: bool = True) -> tuple[list[Clip], list[Clip]]:
     """Clips to train and to validate on.
 
@@ -182,26 +181,43 @@ def prepare(dataset: str, root: str | Path | None = None, *, n_scenes: int = N_S
         dataset: "scenes"; "bsds500", its official train split, every tenth photograph of which validates; or
             "davis2016", its development split by sequence (eight sequences stay out of both parts).
         root: of BSDS500 or DAVIS. resolution: of DAVIS. n_scenes: to train on, two frames of each.
-        flow: a composite needs flow both ways: of DAVIS it is computed by ``raft`` and kept under ``cache``, of scenes
-            it is exact.
+        davis: DAVIS's folder, to train on photographs or scenes and validate on the validating part of its split.
+        flow: a composite needs flow both ways. Of scenes it is exact; of DAVIS it is read from ``flow_root``/<clip>.h5,
+            or computed by ``raft`` and kept under ``cache``.
     """
-    if dataset == "scenes":
+    if dataset not in ("scenes", "bsds500", "davis2016"):
+        raise ValueError(f"superpixels are learned on scenes, bsds500 or davis2016, got {dataset!r}")
+    if flow and dataset == "bsds500":
+        raise ValueError("a composite is learned on scenes or davis2016: nothing moves in a photograph of bsds500")
+    if dataset != "scenes" and root is None:
+        raise ValueError(f"{dataset} needs root=..., its folder on disk (see data/README.md)")
+    if dataset == "davis2016":
+        clips, validation = _davis(root, resolution)
+    elif dataset == "bsds500":
+        clips, validation = (datasets.open("bsds500", root=root, split=split) for split in ("dev_train", "dev_val"))
+    else:
         clips, validation = (datasets.open("scenes", preset=PRESETS, n_clips=count, n_frames=2, size=SIZE, seed=seed,
                                            lighting=0.1, device=device)
                              for count, seed in ((n_scenes, TRAINING_SEED), (VALIDATION_SCENES, VALIDATION_SEED)))
-        return clips, validation
-    if dataset not in ("bsds500", "davis2016"):
-        raise ValueError(f"superpixels are learned on scenes, bsds500 or davis2016, got {dataset!r}")
-    if root is None:
-        raise ValueError(f"{dataset} needs root=..., its folder on disk (see data/README.md)")
-    if dataset == "bsds500":
-        clips, validation = (datasets.open("bsds500", root=root, split=split) for split in ("dev_train", "dev_val"))
-        return clips, validation
-    clips = datasets.open("davis2016", root=root, split="dev_train", resolution=resolution)
-    if flow:
+    if davis is not None:
+        validation = _davis(davis, resolution)[1]
+
+    def with_flow(clips: list[Clip]) -> list[Clip]:
+        if clips[0].has("backward_flow"):
+            return clips
+        if flow_root is not None:
+            return [with_flow_from(clip, flow_root) for clip in clips]
         network = RAFT.from_pretrained(raft, device)
         for kind, precompute in (("flow", pipeline.precompute_flow),
                                  ("backward_flow", pipeline.precompute_backward_flow)):
-            folder = pipeline.cache_folder(cache, dataset, resolution, kind)
+            folder = pipeline.cache_folder(cache, "davis2016", resolution, kind)
             clips = precompute(clips, network, folder, progress=progress)
+        return clips
+
+    return (with_flow(clips), with_flow(validation)) if flow else (clips, validation)
+
+
+def _davis(root: str | Path, resolution: str) -> tuple[list[Clip], list[Clip]]:
+    """The development split by sequence, for training and for validation."""
+    clips = datasets.open("davis2016", root=root, split="dev_train", resolution=resolution)
     return [clip for i, clip in enumerate(clips) if i % 6 != 5], clips[5::6]

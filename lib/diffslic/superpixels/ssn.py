@@ -89,12 +89,13 @@ class SSN(nn.Module):
             self.train(self.training)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, device: torch.device | str = "cpu") -> "SSN":
+    def from_pretrained(cls, name_or_path: str | Path, device: torch.device | str = "cpu", **changes: Any) -> "SSN":
         """A trained network in evaluation mode.
 
         Args:
             name_or_path: shipped weights by name, a ``.safetensors`` of :meth:`save`, or a ``.pth`` of the weights
                 released by the composite-SSN study, base or composite.
+            changes: of the configuration that came with the weights, such as ``n_iters=10`` or ``compactness=2``.
 
         Raises:
             FileNotFoundError: no such file. ValueError: weights of another network.
@@ -103,7 +104,7 @@ class SSN(nn.Module):
         try:
             if any(key.startswith("feature_extract") for key in state):
                 state, config = _from_released(state)
-            net = cls(SSNConfig(**config))
+            net = cls(SSNConfig(**{**config, **changes}))
             net.load_state_dict(state)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name_or_path} does not hold the weights of an SSN: "
