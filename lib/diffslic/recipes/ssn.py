@@ -29,7 +29,7 @@ CELLS = (16, 160)  # superpixels per crop: between these, the same for all crops
 PRESETS = "lab+street+crowd+static"
 N_SCENES, VALIDATION_SCENES = 160, 16
 TRAINING_SEED, VALIDATION_SEED = 20_000, 900_000  # of scenes
-CACHED = 400  # pictures in memory, about a megabyte each: all of BSDS500's, a fourth of DAVIS's
+CACHED = 200  # pictures in memory, about a megabyte each: all that BSDS500 trains on, an eighth of DAVIS
 COUNTS = (100, 200, 500)  # superpixels requested in the validation
 CARD = {"gpu_command": "diffslic train ssn --out runs/ssn --dataset bsds500 --root BSDS500 --width 64 --steps 20000 "
                        "--batch-size 8 --workers 12 --device cuda"}
