@@ -10,7 +10,7 @@ import torch
 
 from diffslic import cli, datasets
 from diffslic.datasets import io
-from diffslic.datasets.composite_flow import with_composite_flow, write_composite_flow
+from diffslic.datasets.composite_flow import read_flow_both_ways, with_composite_flow, write_composite_flow
 from diffslic.recipes import ssn as recipe
 from diffslic.superpixels import SSN, SpixelFCN, SpixelFCNConfig, SSNConfig
 
@@ -145,10 +145,28 @@ def test_scores_on_davis_with_a_composite_and_without_the_background(capsys, cli
     whole = json.loads(capsys.readouterr().out)[0]
     assert cli.main([*arguments, "--ignore-background"]) == 0
     objects = json.loads(capsys.readouterr().out)[0]
-    assert objects["br"] == whole["br"] and objects["asa"] != whole["asa"]
+    masks = datasets.open("davis2016", root=tmp_path / "davis", resolution="40p")[0]
+    net = SSN.from_pretrained(tmp_path / "net.safetensors")
+    expected = []
+    for t in (0, 2):
+        flow = read_flow_both_ways(tmp_path / "flow/lab-00000.h5", t)
+        labels, truth = net.segment(masks.frame(t)[None], 20, extra=flow[None])[0], masks.labels(t) > 0
+        won = torch.stack([truth[labels == s].float().mean() > 0.5 for s in range(int(labels.max()) + 1)])[labels]
+        expected.append((won & truth).sum() / truth.sum())
+    assert objects["asa"] == pytest.approx(float(torch.stack(expected).mean()), abs=1e-6)
+    assert objects["asa"] not in (1, whole["asa"])
+    assert objects["br"] == whole["br"]
     assert len(pd.read_csv(tmp_path / "out/scores.csv")) == 2  # frames 0 and 2
     (tmp_path / "flow" / "lab-00000.h5").unlink()
     assert "lab-00000.h5" in error(capsys, arguments)
+
+
+def test_flow_is_for_a_composite_alone(capsys, clip, images, tmp_path):
+    write_composite_flow(clip, tmp_path / "flow.h5")
+    SpixelFCN(SpixelFCNConfig(widths=(4, 4, 4, 4, 4))).save(tmp_path / "fcn.safetensors")
+    assert "not for a SpixelFCN" in error(capsys, [
+        "superpixels", images[0], "--out", tmp_path / "cut", "--model", "spixelfcn", "--flow", tmp_path / "flow.h5",
+        "--weights", tmp_path / "fcn.safetensors"])
 
 
 def test_flow_is_exported_for_a_composite(capsys, tmp_path):
@@ -159,14 +177,17 @@ def test_flow_is_exported_for_a_composite(capsys, tmp_path):
     clip = with_composite_flow(datasets.open("davis2016", root=tmp_path / "davis", resolution="40p")[0],
                                tmp_path / "export/lab-00000.h5")
     assert clip.flow(1).shape == clip.backward_flow(2).shape == (2, 40, 56)
-    assert (tmp_path / "cache/davis2016/40p/backward_flow/lab-00000.h5").is_file()
+    cached = tmp_path / "cache/davis2016/40p/flow/lab-00000.h5"
+    for t in range(3):  # the cache, in two files, says what the export says in one
+        torch.testing.assert_close(read_flow_both_ways(cached, t),
+                                   read_flow_both_ways(tmp_path / "export/lab-00000.h5", t), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("arguments, told", [
     (["superpixels", "none.png", "--out", "cut"], "none.png"),
     (["superpixels", "IMAGE", "--out", "cut", "--n-spixels", "0"], "n_spixels must be between 1 and the 2240 pixels"),
     (["superpixels", "IMAGE", "--out", "cut", "--n-spixels", "9999"], "got 9999"),
-    (["superpixels", "IMAGE", "IMAGE", "--out", "cut"], "two images named a"),
+    (["superpixels", "IMAGE", "IMAGE", "--out", "cut"], "two images would write a.png"),
     (["superpixels", "IMAGE", "--out", "images"], "images: holds the images themselves"),
     (["superpixels", "IMAGE", "--out", "cut", "--model", "slic"], "model must be one of 'ssn', 'spixelfcn'"),
     (["superpixels", "IMAGE", "--out", "cut", "--weights", "nothing"], "nothing"),
@@ -174,6 +195,13 @@ def test_flow_is_exported_for_a_composite(capsys, tmp_path):
     (["superpixels", "IMAGE", "--out", "cut", "--n-iters", "0"], "--n-iters must be at least 1"),
     (["superpixels", "IMAGE", "--out", "cut", "--compactness", "-1"], "--compactness above 0"),
     (["superpixels", "IMAGE", "--out", "cut", "--model", "spixelfcn", "--n-iters", "2"], "--n-iters is of an SSN"),
+    (["superpixels", "IMAGE", "a_boundaries.png", "--out", "cut"], "two images would write a_boundaries.png"),
+    (["evaluate", "superpixels", "nowhere", "--out", "cut", "--ignore-background"], "no segment of bsds500"),
+    (["train", "ssn", "--out", "cut", "--loss", "l2"], "loss must be one of 'probability', 'iou', 'logsoftmax'"),
+    (["train", "ssn", "--out", "cut", "--n-scenes", "1", "--model", "composite"], "a composite needs start"),
+    (["train", "ssn", "--out", "cut", "--n-scenes", "1", "--width", "8", "--start", "scenes"], "width is of a new SSN"),
+    (["train", "ssn", "--out", "cut", "--n-scenes", "1", "--model", "spixelfcn", "--n-iters", "2"],
+     "spixelfcn does not iterate"),
     (["superpixels", "IMAGE", "--out", "cut", "--flow", "IMAGE"], "a.png: not a whole HDF5 file"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut"], "nowhere/data/images/val: no such folder"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut", "--counts", "a,b"], "--counts takes whole numbers"),

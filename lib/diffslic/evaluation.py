@@ -159,25 +159,27 @@ class SuperpixelScores(NamedTuple):
 
 
 def evaluate_superpixels(methods: Mapping[str, Method], clips: Sequence[Clip], counts: Sequence[int], every: int = 1,
-                         ignore: int | None = None, progress: bool = True) -> SuperpixelScores:
+                         first: int = 0, ignore: int | None = None, progress: bool = True) -> SuperpixelScores:
     """Score superpixels against all annotators of a dataset, over counts.
 
     Args:
         methods: by name, such as ``partial(superpixels_of, net)`` and :func:`classical_slic`.
         clips: with frames and segments, see :func:`segments_of`.
         counts: requested superpixels.
-        every: of a video only each ``every``-th frame, the first one among them.
+        every: of a video only each ``every``-th frame. first: the frame with which it begins.
         ignore: a segment that counts for nothing, see ``metrics.superpixels``.
 
     Raises:
-        ValueError: no method, clip or count, or ``every`` below 1.
+        ValueError: no method, clip or count, ``every`` below 1, or ``first`` a frame that no clip has.
     """
     if not (methods and clips and counts) or every < 1:
         raise ValueError(f"scores need a method, a clip, a count and every from 1, got {len(methods)}, {len(clips)}, "
                          f"{len(counts)} and {every}")
+    if not 0 <= first < max(map(len, clips)):
+        raise ValueError(f"first must be a frame, 0 to {max(map(len, clips)) - 1}, got {first}")
     rows = []
     for clip in tqdm(clips, desc="superpixels", unit="clip", disable=not progress):
-        for t in range(0, len(clip), every):
+        for t in range(first, len(clip), every):
             image, truths = clip.frame(t), list(segments_of(clip, t))
             for (name, method), count in product(methods.items(), counts):
                 figures = metrics.superpixels(method(clip, t, count), truths, image, ignore)

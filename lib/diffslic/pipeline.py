@@ -50,17 +50,20 @@ def save_superpixels(images: Sequence[str | Path], folder: str | Path, model: SS
     """Superpixels of image files: ``FOLDER/<stem>.png`` (labels in 16 bits), ``_boundaries.png``, ``_colours.png``.
 
     Args:
-        images: files of any size; equal stems would overwrite one another and are refused.
+        images: files of any size; two that would write the same file are refused.
         n_spixels, exact, extra: see :meth:`diffslic.superpixels.SSN.segment`; ``extra`` is that of a single image.
 
     Returns:
         A row per image: its name, the achieved count, compactness and explained variation.
     """
     paths, folder = [Path(path) for path in images], Path(folder)
-    stems = [path.stem for path in paths]
-    twice = [stem for stem in stems if stems.count(stem) > 1]
+    files = [f"{path.stem}{kind}.png" for path in paths for kind in ("", "_boundaries", "_colours")]
+    twice = sorted({file for file in files if files.count(file) > 1})
     if not paths or twice:
-        raise ValueError(f"{folder}: two images named {twice[0]}" if twice else "superpixels need an image, got none")
+        raise ValueError(f"{folder}: two images would write {twice[0]}" if twice else
+                         "superpixels need an image, got none")
+    if extra is not None and not isinstance(model, SSN):
+        raise ValueError("flow is for a composite SSN, not for a SpixelFCN")
     if any(path.resolve().parent == folder.resolve() for path in paths):
         raise ValueError(f"{folder}: holds the images themselves, which labels would overwrite; choose another folder")
     device, rows = device_of(model), []

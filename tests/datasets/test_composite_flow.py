@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffslic import datasets
+from diffslic import datasets, geometry
 from diffslic.datasets.composite_flow import (
     flow_both_ways,
     read_flow_both_ways,
@@ -69,6 +69,34 @@ def test_flow_is_found_by_the_clips_name_in_either_layout(clip, path, tmp_path):
     fields = {"flow": [2 * clip.flow(t) for t in range(3)], "backward_flow": [clip.backward_flow(t) for t in (1, 2, 3)]}
     datasets.write_clip_cache(tmp_path / "ours" / f"{clip.name}.h5", fields, len(clip), {})
     torch.testing.assert_close(with_flow_from(clip, tmp_path / "ours").flow(1), 2 * clip.flow(1), rtol=0, atol=0.01)
+
+
+def test_flow_of_another_size_is_brought_to_the_frames(clip, path):
+    large = datasets.Clip("lab", (48, 72), {}, len(clip))
+    flow = with_composite_flow(large, path).flow(1)
+    assert flow.shape == (2, 48, 72)
+    expected = geometry.resize_flow(clip.flow(1)[None], (48, 72))[0]
+    torch.testing.assert_close(flow, expected, rtol=1e-3, atol=1e-2)
+    assert flow.abs().mean() > 1.5 * clip.flow(1).abs().mean()  # twice as many pixels a frame
+    with pytest.raises(ValueError, match=r"expected flows of shape \(3, 48, 60, 2\)"):
+        with_composite_flow(datasets.Clip("lab", (48, 60), {}, len(clip)), path)
+
+
+def test_the_way_back_lies_beside_a_cache_of_flow(clip, tmp_path):
+    there, back = (tmp_path / kind / f"{clip.name}.h5" for kind in ("flow", "backward_flow"))
+    datasets.write_clip_cache(there, {"flow": [clip.flow(t) for t in range(3)]}, len(clip), {})
+    with pytest.raises(ValueError, match="a cache without backward_flow, and .* is not there"):
+        with_flow_from(clip, there.parent)
+    datasets.write_clip_cache(back, {"backward_flow": [clip.backward_flow(t) for t in (1, 2, 3)]}, len(clip), {})
+    torch.testing.assert_close(with_flow_from(clip, there.parent).backward_flow(2), clip.backward_flow(2),
+                               rtol=0, atol=0.01)
+    torch.testing.assert_close(read_flow_both_ways(there, 2), flow_both_ways(clip, 2), rtol=0, atol=0.01)
+
+
+def test_one_frame_has_no_flow(clip, tmp_path):
+    with pytest.raises(ValueError, match="has 1 frame, and so no flow"):
+        write_composite_flow(clip.part(0, 1), tmp_path / "one.h5")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_files_are_named(clip, path, tmp_path):

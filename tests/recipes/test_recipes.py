@@ -199,12 +199,24 @@ def test_superpixels_are_learned_from_one_set_and_weighed_on_another(tmp_path):
         ssn.train(tmp_path, scenes, [], model="slic")
     with pytest.raises(ValueError, match="a composite needs start="):
         ssn.train(tmp_path, scenes, [], model="composite")
+    SSN(SSNConfig("pix")).composite(4, extra_width=4).save(tmp_path / "composite.safetensors")
+    with pytest.raises(ValueError, match="composite.safetensors is a composite"):
+        ssn.train(tmp_path, scenes, [], start=tmp_path / "composite.safetensors")
+    with pytest.raises(ValueError, match="reconstruction must be one of"):
+        ssn.train(tmp_path, scenes, [], reconstruction="l2")
     with pytest.raises(ValueError, match="scenes, bsds500 or davis2016, got 'coco'"):
         ssn.prepare("coco")
     with pytest.raises(ValueError, match="bsds500 needs root"):
         ssn.prepare("bsds500")
     with pytest.raises(ValueError, match="davis2016 needs root"):
         ssn.prepare("davis2016")
+
+
+def test_videos_are_judged_amid(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ssn, "superpixels_of", lambda model, clip, t, count: seen.append(t) or clip.labels(t))
+    ssn.evaluate(None, drawn(9), [4])
+    assert seen == [1, 4, 7]
 
 
 def test_every_annotator_is_drawn():

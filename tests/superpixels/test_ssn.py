@@ -9,7 +9,7 @@ import torch
 from kornia.color import rgb_to_lab
 
 from diffslic import training
-from diffslic.superpixels import SSN, SSNConfig, connect, label_reconstruction, soft_slic
+from diffslic.superpixels import SSN, SpixelFCN, SSNConfig, connect, label_reconstruction, soft_slic
 
 
 def small(features: str = "deep", **options) -> SSN:
@@ -219,3 +219,36 @@ def test_wrong_counts_are_refused(n_spixels):
 def test_unknown_features_are_refused():
     with pytest.raises(ValueError, match="'deep' or 'pix', got 'lab'"):
         SSN(SSNConfig(features="lab"))
+
+
+@pytest.mark.parametrize("network", [small, lambda: small().composite(2, extra_width=4), SpixelFCN])
+def test_other_precisions_of_images_are_taken(network):
+    net, images = network().eval(), torch.rand(1, 3, 20, 24)
+    extra = {"extra": torch.rand(1, 2, 20, 24)} if getattr(net, "extra_net", None) is not None else {}
+    single = net.segment(images, 12, **extra)
+    doubled = {name: value.double() for name, value in extra.items()}
+    assert (net.segment(images.double(), 12, **doubled) == single).float().mean() > 0.99
+    assert net.segment(images.half(), 12, **extra).shape == single.shape
+
+
+def test_what_is_free_at_use_is_free_in_segment():
+    net, images = small("pix"), torch.rand(1, 3, 30, 30)
+    changed = small("pix")
+    changed.config = dataclasses.replace(net.config, n_iters=2, compactness=3.0)
+    assert torch.equal(net.segment(images, 9, n_iters=2, compactness=3.0), changed.segment(images, 9))
+    with pytest.raises(ValueError, match="an exact count needs connected labels"):
+        net.segment(images, 9, connected=False, exact=True)
+
+
+def test_a_configuration_is_changed_as_it_is_loaded(tmp_path):
+    small("pix").save(tmp_path / "a.safetensors")
+    assert SSN.from_pretrained(tmp_path / "a.safetensors", n_iters=3).config.n_iters == 3
+    with pytest.raises(TypeError, match="pos_sclae"):
+        SSN.from_pretrained(tmp_path / "a.safetensors", pos_sclae=2)
+
+
+def test_released_composites_that_are_cut_short_are_told(tmp_path):
+    names = ["feature_extract_color.output_conv.0.weight", "feature_extract_optflow.output_conv.0.weight"]
+    torch.save({name: torch.zeros(15, 17, 3, 3) for name in names}, tmp_path / "cut.pth")
+    with pytest.raises(ValueError, match="cut.pth does not hold the weights of an SSN"):
+        SSN.from_pretrained(tmp_path / "cut.pth")

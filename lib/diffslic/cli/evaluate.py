@@ -77,7 +77,7 @@ def superpixels(
     every: Annotated[int, typer.Option(help="Of a video, every how many frames.")] = 10,
     flow_root: Annotated[Path | None, typer.Option(help="Of a composite: FLOW_ROOT/<clip>.h5.")] = None,
     ignore_background: Annotated[bool, typer.Option("--ignore-background",
-                                                    help="Superpixels are judged on objects alone.")] = False,
+                                                    help="Of DAVIS, pixels of objects alone count.")] = False,
     baselines: Annotated[bool, typer.Option(help="Beside them pixel features and scikit-image's SLIC.")] = True,
     device: Device = "cpu",
     as_json: Json = False,
@@ -91,6 +91,8 @@ def superpixels(
     from diffslic.superpixels import SSN, SSNConfig
 
     report.check_choice("dataset", dataset, ["bsds500", "davis2016"])
+    if ignore_background and dataset == "bsds500":
+        raise ValueError("--ignore-background is for davis2016: no segment of bsds500 is a background")
     if not all(count.strip().isdecimal() for count in counts.split(",")):
         raise ValueError(f"--counts takes whole numbers with commas between them, got {counts!r}")
     requested = [int(count) for count in counts.split(",")]
@@ -103,11 +105,13 @@ def superpixels(
         pixels = SSN(SSNConfig(features="pix", n_iters=10)).eval().to(device)
         methods |= {"pixel features": partial(evaluation.superpixels_of, pixels),
                     "scikit-image SLIC": evaluation.classical_slic}
-    scores = evaluation.evaluate_superpixels(methods, clips, requested, every, 0 if ignore_background else None,
-                                             progress=not as_json)
+    scores = evaluation.evaluate_superpixels(methods, clips, requested, every,
+                                             ignore=0 if ignore_background else None, progress=not as_json)
     scores.save(out)
     if as_json:
         print(report.to_json(scores.curve.reset_index().to_dict("records")), end="")
         return
     print(scores.curve.round(4).to_string())
+    print("\nasa achievable segmentation accuracy, br, bp boundary recall and precision, ue undersegmentation error,\n"
+          "iou of a majority vote, co compactness, ev explained variation of colour, count of superpixels achieved")
     print(f"also: {out / 'scores.csv'}, {out / 'curve.csv'}, {out / 'curve.png'}")

@@ -13,6 +13,7 @@ from diffslic.cli.common import (
     Batch,
     Cache,
     Devices,
+    Iters,
     Json,
     Logger,
     Precision,
@@ -42,7 +43,11 @@ def train_ssn(
                                                    show_default="computed and kept in the cache")] = None,
     cache: Cache = Path("cache"),
     model: Annotated[str, typer.Option(help="ssn, composite (--start is its base) or spixelfcn.")] = "ssn",
-    width: Annotated[int, typer.Option(help="Channels of the net of an SSN.")] = 32, start: Start = None,
+    width: Annotated[int | None, typer.Option(help="Channels of a new SSN's net.", show_default="32")] = None,
+    n_iters: Iters = None,
+    loss: Annotated[str, typer.Option(help="Of segments: probability, logsoftmax or iou.")] = "probability",
+    compactness: Annotated[float, typer.Option(help="Weight of the compactness loss.")] = 1e-5,
+    start: Start = None,
     n_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 160, steps: Steps = 800,
     batch_size: Batch = 6, rate: Rate = 1e-3, seed: Seed = 2, device: Accelerator = "auto", devices: Devices = 1,
     precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
@@ -54,13 +59,14 @@ def train_ssn(
     from diffslic.recipes import ssn
 
     report.check_choice("model", model, list(ssn.WHAT))
+    report.check_choice("loss", loss, list(ssn.RECONSTRUCTIONS))
     where = device if device != "auto" else "cpu"
     clips, validation = ssn.prepare(dataset, root, n_scenes=n_scenes, resolution=resolution, davis=davis,
                                     flow=model == "composite", flow_root=flow_root, cache=cache, device=where,
                                     progress=not as_json)
-    fit = ssn.train(out, clips, validation, model=model, width=width, start=start, steps=steps, batch_size=batch_size,
-                    learning_rate=rate, seed=seed,
-                    **_how(device, devices, precision, workers, logger, out, as_json))
+    fit = ssn.train(out, clips, validation, model=model, width=width, n_iters=n_iters, start=start, steps=steps,
+                    batch_size=batch_size, learning_rate=rate, reconstruction=loss, compactness_weight=compactness,
+                    seed=seed, **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
 
 

@@ -103,6 +103,25 @@ def is_current(path: str | Path, attributes: Mapping[str, Any], length: int) -> 
         return False
 
 
+def is_cache(path: str | Path) -> bool:
+    """Whether an HDF5 file, which must be there and whole, has this layout."""
+    with open_hdf5(path) as file:
+        return {"length", "configuration"} <= set(file.attrs)
+
+
+def cache_extent(path: str | Path) -> tuple[int, tuple[int, int]]:
+    """Number of frames of a cache's clip, and their rows and columns.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, a broken one, or one without a field of pixels.
+    """
+    with _opened(path) as file:
+        sizes = [file[name].shape[-2:] for name in STORED if name in file and name != "superpixel_vectors"]
+        if not sizes:
+            raise ValueError(f"{path}: a cache without a field of pixels")
+        return int(file.attrs["length"]), sizes[0]
+
+
 def cached_clip(clip: Clip, path: str | Path) -> Clip:
     """The clip with the cache's fields as readers; a field that the clip had already is replaced.
 

@@ -19,7 +19,7 @@ def superpixels(labels: Any, truths: Sequence[Any], image: Any = None, ignore: i
         ue: undersegmentation error, sum_g sum_s min(|s & g|, |s - g|) / N (Neubert and Protzel 2012).
         br, bp: boundary recall and precision: the share of true (of superpixel) boundary pixels with a superpixel
             (a true) one in the 5x5 square around them. A boundary pixel has another label to its right or below.
-            Undefined for a map without boundary: such an annotator is left out of br, and bp is then NaN.
+            An annotator without a boundary is left out of br; superpixels without one leave bp undefined, NaN.
         iou: every superpixel votes for the segment that most of its pixels have; mean over the segments of the
             intersection over union with what they got.
         co: compactness, sum_s |s| / N * 4 pi |s| / perimeter^2, image border included (Schick et al. 2012).
@@ -27,8 +27,9 @@ def superpixels(labels: Any, truths: Sequence[Any], image: Any = None, ignore: i
         count: number of distinct labels (not of connected components).
 
     All maps are (H, W) integers, ``truths`` holds one from each annotator, ``image`` is (3, H, W) in any scale.
-    ``ignore`` is a segment that counts for nothing in asa, ue and iou, such as the background 0 of object masks: what
-    superpixels hold of it is free, and the shares are those of the other pixels; without any the three are NaN.
+    ``ignore`` is a segment whose pixels count for nothing in asa, ue and iou, such as the background 0 of object masks:
+    superpixels are still given to it where most of their pixels lie in it, and the shares are those of the other
+    pixels. Without any of these the three are NaN.
     ValueError on sizes that differ, labels that are not integers, or no annotator.
     """
     labels = _segmentation(labels, "labels")
@@ -51,16 +52,17 @@ def superpixels(labels: Any, truths: Sequence[Any], image: Any = None, ignore: i
 def _overlaps(labels: Array, truth: Array, counts: NDArray[np.bool_]) -> tuple[float, float, float]:
     """asa, ue and iou from the numbers of pixels that superpixels and segments share; ``counts`` per segment."""
     size = labels.max() + 1, truth.max() + 1
-    table = np.bincount((labels * size[1] + truth).ravel(), minlength=size[0] * size[1]).reshape(size)[:, counts]
-    total = table.sum()
+    table = np.bincount((labels * size[1] + truth).ravel(), minlength=size[0] * size[1]).reshape(size)
+    total = table[:, counts].sum()
     if not total:
         return math.nan, math.nan, math.nan
     inside = table.sum(axis=1, keepdims=True)
     winner = table.argmax(axis=1)
-    won = np.bincount(winner, weights=inside[:, 0], minlength=table.shape[1])
-    shared = np.bincount(winner, weights=table.max(axis=1), minlength=table.shape[1])
+    won = np.bincount(winner, weights=inside[:, 0], minlength=size[1])
+    shared = np.bincount(winner, weights=table.max(axis=1), minlength=size[1])
     iou = shared / (won + table.sum(axis=0) - shared)
-    return float(shared.sum() / total), float(np.minimum(table, inside - table).sum() / total), float(iou.mean())
+    leaked = np.minimum(table, inside - table)[:, counts].sum()
+    return float(shared[counts].sum() / total), float(leaked / total), float(iou[counts].mean())
 
 
 def _segmentation(labels: Any, name: str) -> NDArray[np.int64]:

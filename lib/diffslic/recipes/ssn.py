@@ -6,6 +6,7 @@ the frames.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from diffslic.evaluation import evaluate_superpixels, segments_of, superpixels_o
 from diffslic.flow import RAFT
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
-from diffslic.superpixels import SSN, SpixelFCN, SSNConfig, compactness, label_reconstruction
+from diffslic.superpixels import SSN, SpixelFCN, SSNConfig, compactness, label_reconstruction, soft_iou
 
 SIZE = (240, 320)  # of the scenes
 CROP = (160, 160)
@@ -29,10 +30,15 @@ CELLS = (16, 160)  # superpixels per crop: between these, the same for all crops
 PRESETS = "lab+street+crowd+static"
 N_SCENES, VALIDATION_SCENES = 160, 16
 TRAINING_SEED, VALIDATION_SEED = 20_000, 900_000  # of scenes
-CACHED = 200  # pictures in memory, about a megabyte each: all that BSDS500 trains on, an eighth of DAVIS
-COUNTS = (100, 200, 500)  # superpixels requested in the validation
-CARD = {"gpu_command": "diffslic train ssn --out runs/ssn --dataset bsds500 --root BSDS500 --width 64 --steps 20000 "
-                       "--batch-size 8 --workers 12 --device cuda"}
+MEMORY = 400_000_000  # bytes of pictures that are kept: all that BSDS500 trains on, a part of DAVIS
+COUNTS, FRAMES = (100, 200, 500), 4  # of the validation: superpixels requested, frames of a video
+ON_A_GPU = "diffslic train ssn {options} --steps {steps} --batch-size 8 --rate 1e-3 --workers 12 --device cuda"
+GPU_OPTIONS = {"ssn": ("--out runs/ssn --dataset bsds500 --root BSDS500 --width 64", 100_000),
+               "composite": ("--out runs/composite --model composite --start bsds500 --dataset davis2016 --root DAVIS",
+                             30_000),
+               "spixelfcn": ("--out runs/spixelfcn --model spixelfcn --dataset bsds500 --root BSDS500", 100_000)}
+RECONSTRUCTIONS = {"probability": label_reconstruction, "iou": soft_iou,
+                   "logsoftmax": partial(label_reconstruction, form="logsoftmax")}
 WHAT = {"ssn": "Superpixel sampling network (Jampani et al. 2018).",
         "composite": "Superpixel sampling network with a second network over flow.",
         "spixelfcn": "Superpixels in one pass of a network (Yang et al. 2020)."}
@@ -67,7 +73,8 @@ class Crops:
         self.batch_size, self.seed = batch_size, seed
         self.frames = [(i, t) for i, clip in enumerate(clips) for t in range(len(clip))]
         clips = list(clips)
-        self._read = lru_cache(maxsize=CACHED)(lambda clip, t: _read_picture(clips[clip], t, flow))
+        bytes_each = 13 * max(clip.size[0] * clip.size[1] for clip in clips)  # colour, and flow or five annotators
+        self._read = lru_cache(maxsize=MEMORY // bytes_each)(lambda clip, t: _read_picture(clips[clip], t, flow))
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Batch ``number``: image (B, 3, h, w), segments (B, h, w) from 0, n_spixels (B,), and flow (B, 4, h, w)."""
@@ -100,8 +107,9 @@ def _read_picture(clip: Clip, t: int, flow: bool) -> _Picture:
 
 
 def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *, model: str = "ssn",
-          width: int = 32, n_iters: int = 5, start: str | Path | None = None, steps: int = 800, batch_size: int = 6,
-          learning_rate: float = 1e-3, compactness_weight: float = 1e-5, validate_every: int = 500, seed: int = 2,
+          width: int | None = None, n_iters: int | None = None, start: str | Path | None = None, steps: int = 800,
+          batch_size: int = 6, learning_rate: float = 1e-3, reconstruction: str = "probability",
+          compactness_weight: float = 1e-5, validate_every: int = 500, seed: int = 2,
           device: str = "auto", devices: int = 1, precision: str = "32-true", workers: int = 1, resume: bool = True,
           loggers: Sequence[Any] = (), command: str = "", progress: bool = True) -> training.FitResult:
     """Train a superpixel network; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
@@ -109,9 +117,11 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     Args:
         clips, validation: with frames and segments, see :class:`Crops`; for a composite with flow there and back too.
         model: "ssn", "composite" (``start`` is its base), or "spixelfcn".
-        width: channels of an SSN's inner convolutions; 64 in the paper, 32 is half as slow.
-        n_iters: soft SLIC iterations, while training and by default afterwards.
-        start: weights to start from; their configuration counts then.
+        width: channels of a new SSN's inner convolutions: 64 in the paper, by default 32, which is half as slow.
+        n_iters: soft SLIC iterations of an SSN, while training and by default afterwards: 5, or those of ``start``.
+        start: weights to start from.
+        reconstruction: of segments: "probability" or "logsoftmax", see :func:`label_reconstruction`; or "iou", see
+            :func:`soft_iou`.
         compactness_weight: of the compactness loss beside the reconstruction of segments (the paper's 1e-5).
         command: what the card says makes these weights again; by default the call of this function.
     """
@@ -120,6 +130,8 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     shared = {clip.name for clip in clips} & {clip.name for clip in validation}
     if shared:
         raise ValueError(f"{sorted(shared)[0]!r} is both trained on and validated on")
+    if reconstruction not in RECONSTRUCTIONS:
+        raise ValueError(f"reconstruction must be one of {', '.join(RECONSTRUCTIONS)}, got {reconstruction!r}")
     torch.manual_seed(seed)
     network = _network(model, width, n_iters, start)
     crops = Crops(clips, batch_size, seed, flow=model == "composite")
@@ -129,18 +141,20 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         extra = {"extra": batch["flow"]} if model == "composite" else {}
         soft = network(batch["image"], int(batch["n_spixels"][0]), **extra)
         compact = compactness(soft, "soft" if model == "spixelfcn" else "hard")  # without centroids, only soft teaches
-        return label_reconstruction(soft, batch["segments"]) + compactness_weight * compact
+        return RECONSTRUCTIONS[reconstruction](soft, batch["segments"]) + compactness_weight * compact
 
-    settings = {"model": model, "batch_size": batch_size, "width": width, "n_iters": n_iters, "start": str(start),
+    settings = {"model": model, "batch_size": batch_size, "start": str(start),
+                "configuration": asdict(network.config), "reconstruction": reconstruction,
                 "compactness_weight": compactness_weight, "seed": seed, "clips": [clip.name for clip in clips]}
     fit = training.fit(network, training.Batches(crops), loss, lambda trained: evaluate(trained, validation), schedule,
                        out_dir, monitor="asa", higher_is_better=True, settings=settings, device=device,
                        devices=devices, precision=precision, workers=workers, resume=resume, loggers=loggers,
                        progress=progress)
-    pixels = evaluate(SSN(SSNConfig(features="pix", n_iters=n_iters)).eval(), validation)
+    pixels = evaluate(SSN(SSNConfig(features="pix", n_iters=10)).eval(), validation)
     kind = "bsds500" if clips[0].has("annotations") else "scenes" if clips[0].has("segments") else "davis2016"
     write_card(out_dir, fit, name=f"{WHAT[model].split('(')[0].strip(' .')}, trained on {kind}", what=WHAT[model],
-               limits=LIMITS[kind], **CARD,
+               limits=LIMITS[kind],
+               gpu_command=ON_A_GPU.format(options=GPU_OPTIONS[model][0], steps=GPU_OPTIONS[model][1]),
                data=f"{len(clips)} clips ({clips[0].name} ...), {len(crops.frames)} frames, crops of "
                     f"{CROP[0]}x{CROP[1]} with {CELLS[0]} to {CELLS[1]} superpixels, {batch_size} a step",
                validation=f"{len(validation)} others ({validation[0].name} ...), all annotators, connected, mean over "
@@ -151,23 +165,32 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     return fit
 
 
-def _network(model: str, width: int, n_iters: int, start: str | Path | None) -> nn.Module:
+def _network(model: str, width: int | None, n_iters: int | None, start: str | Path | None) -> SSN | SpixelFCN:
+    if width is not None and (model == "spixelfcn" or start is not None):
+        raise ValueError("width is of a new SSN: spixelfcn has none, and weights to start from have theirs")
     if model == "spixelfcn":
+        if n_iters is not None:
+            raise ValueError("n_iters is of an SSN: spixelfcn does not iterate")
         return (SpixelFCN() if start is None else SpixelFCN.from_pretrained(start)).train()
-    if model == "composite":
-        if start is None:
+    changes = {} if n_iters is None else {"n_iters": n_iters}
+    if start is None:
+        if model == "composite":
             raise ValueError("a composite needs start=..., the weights of its base")
-        return SSN.from_pretrained(start).composite().train()
-    return (SSN(SSNConfig(width=width, n_iters=n_iters)) if start is None else SSN.from_pretrained(start)).train()
+        return SSN(SSNConfig(width=32 if width is None else width, **changes)).train()
+    network = SSN.from_pretrained(start, **changes)
+    if network.extra_net is not None and model == "ssn":
+        raise ValueError(f"{start} is a composite: it is trained on as model 'composite'")
+    return (network.composite() if model == "composite" and network.extra_net is None else network).train()
 
 
 def evaluate(model: SSN | SpixelFCN, clips: Sequence[Clip], counts: Sequence[int] = COUNTS) -> dict[str, float]:
     """Means over clips and counts: asa, br, ue, co and the achieved count of connected superpixels.
 
-    A clip is judged by its first frame, by all annotators where there are several.
+    A photograph is judged by all annotators, a video by ``FRAMES`` frames amid it: at its ends flow goes one way only.
     """
-    scores = evaluate_superpixels({"": partial(superpixels_of, model)}, clips, counts,
-                                  every=max(map(len, clips)), progress=False)
+    every = -(-max(map(len, clips)) // FRAMES)
+    scores = evaluate_superpixels({"": partial(superpixels_of, model)}, clips, counts, every, every // 2,
+                                  progress=False)
     return scores.rows[["asa", "br", "ue", "co", "count"]].mean().to_dict()
 
 

@@ -84,7 +84,7 @@ class SpixelFCN(nn.Module):
         height, width = images.shape[-2:]
         grid = grid_for(self.config.n_spixels if n_spixels is None else n_spixels, height, width)
         with torch.autocast(images.device.type, enabled=False):
-            lab = self.config.color_scale * rgb_to_lab(images)
+            lab = self.config.color_scale * rgb_to_lab(images.to(self.head.weight.dtype))
         seen_size = CELL * grid[0], CELL * grid[1]
         seen = lab if seen_size == (height, width) else F.interpolate(lab, seen_size, mode="bilinear", antialias=True)
         # In whole numbers, so that a pixel takes its answer from its own cell and the slots keep their meaning.

@@ -98,15 +98,17 @@ class SSN(nn.Module):
             changes: of the configuration that came with the weights, such as ``n_iters=10`` or ``compactness=2``.
 
         Raises:
-            FileNotFoundError: no such file. ValueError: weights of another network.
+            FileNotFoundError: no such file. ValueError: weights of another network. TypeError: a change of something
+                that a configuration does not have.
         """
+        replace(SSNConfig(), **changes)  # refuses names that no configuration has
         state, config = training.load_weights("ssn", name_or_path)
         try:
             if any(key.startswith("feature_extract") for key in state):
                 state, config = _from_released(state)
             net = cls(SSNConfig(**{**config, **changes}))
             net.load_state_dict(state)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name_or_path} does not hold the weights of an SSN: "
                              f"{' '.join(str(error).split())[:200]}") from error
         return net.eval().to(training.check_device(device))
@@ -152,7 +154,8 @@ class SSN(nn.Module):
             return base
         if not torch.isfinite(extra).all():
             raise ValueError("extra must be finite, got NaN or infinity")
-        return torch.cat([base, self.extra_net(self.config.flow_scale * extra)], dim=1)
+        seen = self.config.flow_scale * extra.to(self.extra_net.head.weight.dtype)
+        return torch.cat([base, self.extra_net(seen).to(base.dtype)], dim=1)
 
     def base_features(self, images: Tensor, n_spixels: int | None = None) -> Tensor:
         """:meth:`features` without those of a composite's second network."""
@@ -182,6 +185,8 @@ class SSN(nn.Module):
 
     def _features(self, images: Tensor, position: Tensor) -> Tensor:
         """Learned channels, scaled Lab and the scaled position (B, 2, H, W) itself."""
+        if self.net is not None:  # without a network any precision will do
+            images, position = images.to(self.net.head.weight.dtype), position.to(self.net.head.weight.dtype)
         with torch.autocast(images.device.type, enabled=False):  # half precision shows in Lab as noise
             lab = self.config.color_scale * rgb_to_lab(images)
         pixels = torch.cat([lab, position], dim=1)
@@ -218,8 +223,8 @@ class SSN(nn.Module):
         return self.cluster(self.features(images, n_spixels, extra), n_spixels, n_iters)
 
     @torch.no_grad()
-    def segment(self, images: Tensor, n_spixels: int | None = None, connected: bool = True,
-                exact: bool = False, extra: Tensor | None = None) -> Tensor:
+    def segment(self, images: Tensor, n_spixels: int | None = None, connected: bool = True, exact: bool = False,
+                extra: Tensor | None = None, n_iters: int | None = None, compactness: float | None = None) -> Tensor:
         """Superpixel labels (B, H, W) int64 of images (B, 3, H, W), RGB in [0, 1].
 
         Connected labels are 0 .. count - 1 in each image, each one 4-connected piece; otherwise they are the
@@ -229,16 +234,19 @@ class SSN(nn.Module):
         Args:
             images: a batch. n_spixels: requested superpixels, by default the configuration's.
             connected: see :func:`diffslic.superpixels.connect`.
-            exact: connected, and exactly as many as requested.
-            extra: of a composite, see :meth:`features`.
+            exact: exactly as many as requested, which only connected labels can be.
+            extra: of a composite, see :meth:`features`. n_iters, compactness: see :meth:`cluster`.
         """
         n_spixels = self.config.n_spixels if n_spixels is None else n_spixels
-        soft = self(images, n_spixels, extra=extra)
+        soft = self.cluster(self.features(images, n_spixels, extra), n_spixels, n_iters, compactness)
         return labels_of(soft, self.config.min_size, connected, n_spixels if exact else None)
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what is not a batch (B, 3, H, W) of finite floating-point RGB in [0, 1], with a ValueError."""
+    """Refuse what is not a batch (B, 3, H, W) of finite floating-point RGB in [0, 1], with a ValueError.
+
+    Call it on what the user gave; the networks then compute in the precision of their weights.
+    """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images must be RGB (B, 3, H, W), got {tuple(images.shape)}")
     if not images.is_floating_point():
@@ -255,7 +263,9 @@ def labels_of(soft: SoftSLIC, min_size: float, connected: bool, count: int | Non
     Args:
         min_size: smallest connected superpixel, as a share of a grid cell.
     """
-    if not connected and count is None:
+    if not connected:
+        if count is not None:
+            raise ValueError("an exact count needs connected labels")
         return soft.labels
     cell = soft.affinity.shape[-2] * soft.affinity.shape[-1] / soft.centroids.shape[1]
     return connect(soft.labels, int(min_size * cell), count)
