@@ -1,8 +1,9 @@
 """Memory of training a composite on all of DAVIS at 240p: flow read as it is needed, beside all of it in memory.
 
 The flow lies in the composite study's layout, one HDF5 file per video. It is one field, the same for every frame: what
-the numbers are does not matter for the memory. Each way runs one epoch of batches in a process of its own; printed is
-the peak of its resident memory (Linux).
+the numbers are does not matter for the memory. One way runs an epoch of the recipe's batches and then three training
+steps, the other holds all flow and nothing else, each in a process of its own; printed is the peak of its resident
+memory (Linux).
 
     DIFFSLIC_REFERENCE=<folder with data/DAVIS2016> python benchmarks/composite_memory.py
 """
@@ -21,15 +22,21 @@ from diffslic import datasets
 from diffslic.datasets.clip import Clip
 from diffslic.datasets.composite_flow import with_composite_flow, write_composite_flow
 from diffslic.recipes import ssn
+from diffslic.superpixels import SSN, SSNConfig, label_reconstruction
 
 BATCH = 6
 
 
 def streamed(clips: Sequence[Clip]) -> int:
-    """One epoch of the recipe's batches; the number of frames."""
+    """One epoch of the recipe's batches and three training steps; the number of frames."""
     crops = ssn.Crops(clips, BATCH, seed=0, flow=True)
-    for number in range(-(-len(crops.frames) // BATCH)):
-        crops(number)
+    network = SSN(SSNConfig(width=32)).composite(4).train()
+    batches = -(-len(crops.frames) // BATCH)
+    for number in range(batches + 3):
+        batch = crops(number)
+        if number >= batches:
+            soft = network(batch["image"], int(batch["n_spixels"][0]), extra=batch["flow"])
+            label_reconstruction(soft, batch["segments"]).mean().backward()
     return len(crops.frames)
 
 

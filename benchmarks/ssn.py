@@ -40,6 +40,7 @@ def whole(n_spixels: int) -> dict[str, Callable[[], object]]:
     image = data.astronaut()[:HEIGHT, :WIDTH]
     images = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     nets = {"64 wide": SSN(SSNConfig(width=64)), "32 wide": SSN(SSNConfig(width=32)),
+            "32 wide, 10 iterations": SSN(SSNConfig(width=32, n_iters=10)),
             "pixel features": SSN(SSNConfig(features="pix")), "SpixelFCN": SpixelFCN()}
     contestants: dict[str, Callable[[], object]] = {"scikit-image": lambda: slic(image, n_segments=n_spixels)}
     return contestants | {name: partial(net.eval().segment, images, n_spixels) for name, net in nets.items()}

@@ -224,7 +224,8 @@ def soft_slic(features: Tensor, grid: tuple[int, int], n_iters: int = 10, distan
     q_k = exp(-d_k) / sum exp(-d) over a pixel's candidates (equation 2), then the centroids, means of the features
     weighted by q (equation 3). The affinities returned are those of the last iteration, the centroids come after it.
 
-    Gradients flow through every iteration and the first centroids.
+    Gradients flow through every iteration and the first centroids. Distances are expanded squares: in single precision
+    the gradient of features that are all but constant on one side of a large step, and hold no position, is coarse.
 
     Args:
         features: (B, C, H, W) pixel features, scaled so that a distance of 1 matters. Any C, H and W.
