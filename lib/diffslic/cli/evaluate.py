@@ -71,7 +71,7 @@ def superpixels(
     split: Annotated[str | None, typer.Option(help="Of the dataset.", show_default="val, of DAVIS dev_val")] = None,
     resolution: Resolution = "480p",
     model: Model = "ssn",
-    weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "scenes",
+    weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "bsds500",
     n_iters: Iters = None, compactness: Compactness = None,
     counts: Annotated[str, typer.Option(help="Superpixels to ask for.")] = "100,200,500,1000",
     every: Annotated[int, typer.Option(help="Of a video, every how many frames.")] = 10,

@@ -69,7 +69,7 @@ def superpixels(
     n_spixels: Annotated[int, typer.Option(help="Superpixels to ask for.")] = 200,
     exact: Annotated[bool, typer.Option("--exact", help="Exactly as many, not about as many.")] = False,
     model: Model = "ssn",
-    weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "scenes",
+    weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "bsds500",
     n_iters: Iters = None, compactness: Compactness = None,
     flow: Annotated[Path | None, typer.Option(help="Of a composite, the HDF5 file with the video's flow.")] = None,
     frame: Annotated[int | None, typer.Option(help="Which frame of that video the image is, from 0.",
