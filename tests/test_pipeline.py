@@ -9,7 +9,7 @@ from diffslic.datasets import io
 from diffslic.datasets.video import Video, write_video
 from diffslic.flow import RAFT, polish
 from diffslic.segmentation import UNet, UNetConfig
-from diffslic.superpixels import SSN, SSNConfig
+from diffslic.superpixels import SSN, SpixelFCN, SSNConfig
 
 SIZE = (64, 96)
 
@@ -266,3 +266,10 @@ def test_masks_have_the_size_of_the_frames(weights, clips):
     larger = clips[0].with_readers(frame=lambda t: geometry.resize(clips[0].frame(t)[None], SIZE)[0])
     result = pipeline.segment(larger, weights["unet"], weights["raft"], weights["ssn"], rows=32, n_iters=1)
     assert result.masks.shape[1:] == SIZE
+
+
+def test_flow_is_refused_for_a_network_that_does_not_see_it(tmp_path):
+    io.write_image(tmp_path / "a.png", torch.rand(3, 20, 24))
+    with pytest.raises(ValueError, match="not for a SpixelFCN"):
+        pipeline.save_superpixels([tmp_path / "a.png"], tmp_path / "cut", SpixelFCN().eval(), 6,
+                                  extra=torch.zeros(4, 20, 24))

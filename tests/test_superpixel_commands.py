@@ -113,10 +113,10 @@ def test_a_composite_takes_the_flow_of_a_frame(capsys, clip, images, tmp_path):
     SSN(SSNConfig(width=4)).composite(4, extra_width=4).save(tmp_path / "net.safetensors")
     arguments = ["superpixels", images[0], "--out", tmp_path / "cut", "--weights", tmp_path / "net.safetensors"]
     assert cli.main([*map(str, arguments), "--flow", str(tmp_path / "flow.h5"), "--frame", "1"]) == 0
-    assert "extra must be (1, 4, 40, 56)" in error(capsys, arguments)
+    assert "net.safetensors is a composite: it needs --flow and --frame" in error(capsys, arguments)
     assert "there is no frame 7" in error(capsys, [*arguments, "--flow", tmp_path / "flow.h5", "--frame", "7"])
     assert "--flow is the flow of one image, got 2" in error(
-        capsys, [*arguments, images[1], "--flow", tmp_path / "flow.h5"])
+        capsys, [*arguments, images[1], "--flow", tmp_path / "flow.h5", "--frame", "1"])
 
 
 def test_scores_over_counts(capsys, bsds, tmp_path):
@@ -164,9 +164,9 @@ def test_scores_on_davis_with_a_composite_and_without_the_background(capsys, cli
 def test_flow_is_for_a_composite_alone(capsys, clip, images, tmp_path):
     write_composite_flow(clip, tmp_path / "flow.h5")
     SpixelFCN(SpixelFCNConfig(widths=(4, 4, 4, 4, 4))).save(tmp_path / "fcn.safetensors")
-    assert "not for a SpixelFCN" in error(capsys, [
+    assert "--flow is for a composite" in error(capsys, [
         "superpixels", images[0], "--out", tmp_path / "cut", "--model", "spixelfcn", "--flow", tmp_path / "flow.h5",
-        "--weights", tmp_path / "fcn.safetensors"])
+        "--frame", "1", "--weights", tmp_path / "fcn.safetensors"])
 
 
 def test_flow_is_exported_for_a_composite(capsys, tmp_path):
@@ -191,9 +191,9 @@ def test_flow_is_exported_for_a_composite(capsys, tmp_path):
     (["superpixels", "IMAGE", "--out", "images"], "images: holds the images themselves"),
     (["superpixels", "IMAGE", "--out", "cut", "--model", "slic"], "model must be one of 'ssn', 'spixelfcn'"),
     (["superpixels", "IMAGE", "--out", "cut", "--weights", "nothing"], "nothing"),
-    (["superpixels", "IMAGE", "--out", "cut", "--frame", "2"], "there is no --flow"),
+    (["superpixels", "IMAGE", "--out", "cut", "--frame", "2"], "one needs the other"),
     (["superpixels", "IMAGE", "--out", "cut", "--n-iters", "0"], "--n-iters must be at least 1"),
-    (["superpixels", "IMAGE", "--out", "cut", "--compactness", "-1"], "--compactness above 0"),
+    (["superpixels", "IMAGE", "--out", "cut", "--compactness", "-1"], "--compactness must be above 0"),
     (["superpixels", "IMAGE", "--out", "cut", "--model", "spixelfcn", "--n-iters", "2"], "--n-iters is of an SSN"),
     (["superpixels", "IMAGE", "a_boundaries.png", "--out", "cut"], "two images would write a_boundaries.png"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut", "--ignore-background"], "no segment of bsds500"),
@@ -202,7 +202,12 @@ def test_flow_is_exported_for_a_composite(capsys, tmp_path):
     (["train", "ssn", "--out", "cut", "--n-scenes", "1", "--width", "8", "--start", "scenes"], "width is of a new SSN"),
     (["train", "ssn", "--out", "cut", "--n-scenes", "1", "--model", "spixelfcn", "--n-iters", "2"],
      "spixelfcn does not iterate"),
-    (["superpixels", "IMAGE", "--out", "cut", "--flow", "IMAGE"], "a.png: not a whole HDF5 file"),
+    (["superpixels", "IMAGE", "--out", "cut", "--flow", "IMAGE"], "one needs the other"),
+    (["superpixels", "IMAGE", "--out", "cut", "--flow", "IMAGE", "--frame", "0"], "bsds500 is none"),
+    (["superpixels", "IMAGE", "--out", "cut", "--flow", "IMAGE", "--frame", "0", "--weights", "composite-davis2016"],
+     "a.png: not a whole HDF5 file"),
+    (["superpixels", "IMAGE", "--out", "cut", "--n-spixels", "70000"], "16 bits hold at most 65536"),
+    (["superpixels", "IMAGE", "--out", "cut", "--n-spixels", "9000"], "a.png: n_spixels must be between"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut"], "nowhere/data/images/val: no such folder"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut", "--counts", "a,b"], "--counts takes whole numbers"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut", "--dataset", "coco"], "dataset must be one of 'bsds500'"),

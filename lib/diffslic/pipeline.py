@@ -62,6 +62,8 @@ def save_superpixels(images: Sequence[str | Path], folder: str | Path, model: SS
     if not paths or twice:
         raise ValueError(f"{folder}: two images would write {twice[0]}" if twice else
                          "superpixels need an image, got none")
+    if n_spixels > 2**16:
+        raise ValueError(f"labels of 16 bits hold at most {2**16} superpixels, got {n_spixels}")
     if extra is not None and not isinstance(model, SSN):
         raise ValueError("flow is for a composite SSN, not for a SpixelFCN")
     if any(path.resolve().parent == folder.resolve() for path in paths):
@@ -70,7 +72,10 @@ def save_superpixels(images: Sequence[str | Path], folder: str | Path, model: SS
     given = {} if extra is None else {"extra": extra[None].to(device)}
     for path in tqdm(paths, desc="superpixels", unit="image", disable=not progress):
         image = io.read_image(path)
-        labels = model.segment(image[None].to(device), n_spixels, exact=exact, **given)[0].cpu()
+        try:
+            labels = model.segment(image[None].to(device), n_spixels, exact=exact, **given)[0].cpu()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         io.write_segments(folder / f"{path.stem}.png", labels)
         for name, shown in (("boundaries", viz.boundaries(image, labels)), ("colours", viz.mean_color(image, labels))):
             io.write_image(folder / f"{path.stem}_{name}.png", torch.from_numpy(shown).permute(2, 0, 1) / 255)

@@ -29,10 +29,10 @@ Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Accelerator = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Devices = Annotated[int, typer.Option(help="How many of them; more than one with torchrun.")]
 Workers = Annotated[int, typer.Option(help="Processes that make batches.")]
-Model = Annotated[str, typer.Option(help="Of superpixels: ssn (also a composite) or spixelfcn.")]
+Model = Annotated[str, typer.Option(help="Of superpixels: ssn (also a composite), or spixelfcn with weights of yours.")]
 Iters = Annotated[int | None, typer.Option("--n-iters", help="Of an SSN: iterations of soft SLIC.",
                                            show_default="as the weights say")]
-Compactness = Annotated[float | None, typer.Option(help="Of an SSN: larger gives rounder superpixels.",
+Compactness = Annotated[float | None, typer.Option(help="Of an SSN, a factor: above 1 rounder, below 1 looser.",
                                                    show_default="as the weights say")]
 Logger = Annotated[str | None, typer.Option(help="tensorboard or wandb, beside metrics.csv.")]
 
@@ -61,10 +61,17 @@ def load_superpixels(model: str, weights: str, device: str, n_iters: int | None,
     from diffslic.superpixels import SSN, SpixelFCN
 
     report.check_choice("model", model, ["ssn", "spixelfcn"])
-    if (n_iters is not None and n_iters < 1) or (compactness is not None and compactness <= 0):
-        raise ValueError(f"--n-iters must be at least 1 and --compactness above 0, got {n_iters} and {compactness}")
+    if n_iters is not None and n_iters < 1:
+        raise ValueError(f"--n-iters must be at least 1, got {n_iters}")
+    if compactness is not None and compactness <= 0:
+        raise ValueError(f"--compactness must be above 0, got {compactness}")
     changes = {"n_iters": n_iters, "compactness": compactness}
     changes = {name: value for name, value in changes.items() if value is not None}
     if model == "spixelfcn" and changes:
         raise ValueError(f"--{next(iter(changes)).replace('_', '-')} is of an SSN: spixelfcn does not cluster")
     return (SSN if model == "ssn" else SpixelFCN).from_pretrained(weights, device, **changes)
+
+
+def takes_flow(net: Any) -> bool:
+    """Whether a superpixel network is a composite, which sees more than the image."""
+    return getattr(net, "extra_net", None) is not None

@@ -19,6 +19,7 @@ from diffslic.cli.common import (
     load_superpixels,
     open_clips,
     show,
+    takes_flow,
 )
 
 evaluate_app = typer.Typer(help="Score masks, or superpixels.", rich_markup_mode=None)
@@ -100,6 +101,9 @@ def superpixels(
     if flow_root is not None:
         clips = [with_flow_from(clip, flow_root) for clip in clips]
     net = load_superpixels(model, weights, device, n_iters, compactness)
+    if takes_flow(net) != (flow_root is not None):
+        raise ValueError(f"{weights} is a composite: it needs --flow-root" if flow_root is None else
+                         f"--flow-root is for a composite, {weights} is none")
     methods: dict[str, evaluation.Method] = {Path(weights).stem: partial(evaluation.superpixels_of, net)}
     if baselines:
         pixels = SSN(SSNConfig(features="pix", n_iters=10)).eval().to(device)

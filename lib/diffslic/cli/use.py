@@ -22,6 +22,7 @@ from diffslic.cli.common import (
     load_superpixels,
     open_clips,
     show,
+    takes_flow,
 )
 
 
@@ -71,25 +72,30 @@ def superpixels(
     model: Model = "ssn",
     weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "bsds500",
     n_iters: Iters = None, compactness: Compactness = None,
-    flow: Annotated[Path | None, typer.Option(help="Of a composite, the HDF5 file with the video's flow.")] = None,
-    frame: Annotated[int | None, typer.Option(help="Which frame of that video the image is, from 0.",
-                                              show_default="0")] = None,
+    flow: Annotated[Path | None, typer.Option(help="Of a composite: the video's file of precompute flow --both-ways, "
+                                                   "or of the composite-SSN study.")] = None,
+    frame: Annotated[int | None, typer.Option(help="Which frame of that video the image is, from 0.")] = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Cut images into superpixels: labels as a png of 16 bits, their boundaries, their mean colours.
 
     Example: diffslic superpixels a.jpg b.jpg --n-spixels 300 --out cut/
+
+    With motion: diffslic superpixels 00007.jpg --weights composite-davis2016 --flow bear.h5 --frame 7 --out cut/
     """
     from diffslic import pipeline
     from diffslic.datasets.composite_flow import read_flow_both_ways
 
-    if frame is not None and flow is None:
-        raise ValueError("--frame says which frame of --flow an image is, and there is no --flow")
+    if (frame is None) != (flow is None):
+        raise ValueError("--flow is a video's, --frame says which of its frames the image is: one needs the other")
     if flow is not None and len(images) != 1:
         raise ValueError(f"--flow is the flow of one image, got {len(images)}")
     net = load_superpixels(model, weights, device, n_iters, compactness)
-    extra = None if flow is None else read_flow_both_ways(flow, frame or 0)
+    if takes_flow(net) != (flow is not None):
+        raise ValueError(f"{weights} is a composite: it needs --flow and --frame" if flow is None else
+                         f"--flow is for a composite, {weights} is none")
+    extra = None if flow is None or frame is None else read_flow_both_ways(flow, frame)
     rows = pipeline.save_superpixels(images, out, net, n_spixels, exact, extra, progress=not as_json)
     if as_json:
         print(report.to_json(rows), end="")

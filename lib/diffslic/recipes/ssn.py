@@ -32,11 +32,12 @@ N_SCENES, VALIDATION_SCENES = 160, 16
 TRAINING_SEED, VALIDATION_SEED = 20_000, 900_000  # of scenes
 MEMORY = 250_000_000  # bytes of pictures that are kept at a time: most of those of BSDS500, a part of DAVIS
 COUNTS, FRAMES = (100, 200, 500), 4  # of the validation: superpixels requested, frames of a video
-ON_A_GPU = "diffslic train ssn {options} --steps {steps} --batch-size 8 --rate 1e-3 --workers 12 --device cuda"
-GPU_OPTIONS = {"ssn": ("--out runs/ssn --dataset bsds500 --root BSDS500 --width 64", 100_000),
-               "composite": ("--out runs/composite --model composite --start bsds500 --dataset davis2016 --root DAVIS",
-                             30_000),
-               "spixelfcn": ("--out runs/spixelfcn --model spixelfcn --dataset bsds500 --root BSDS500", 100_000)}
+ON_A_GPU = ("diffslic train ssn --out runs/ssn {network} {data} --steps 100000 --batch-size 8 --rate 1e-3 --workers 12 "
+            "--device cuda")
+NETWORK_ON_A_GPU = {"ssn": "--width 64", "composite": "--model composite --start bsds500",
+                    "spixelfcn": "--model spixelfcn"}
+DATA_ON_A_GPU = {"scenes": "--n-scenes 2000", "bsds500": "--dataset bsds500 --root BSDS500",
+                 "davis2016": "--dataset davis2016 --root DAVIS"}
 RECONSTRUCTIONS = {"probability": label_reconstruction, "iou": soft_iou,
                    "logsoftmax": partial(label_reconstruction, form="logsoftmax")}
 WHAT = {"ssn": "Superpixel sampling network (Jampani et al. 2018).",
@@ -154,7 +155,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     kind = "bsds500" if clips[0].has("annotations") else "scenes" if clips[0].has("segments") else "davis2016"
     write_card(out_dir, fit, name=f"{WHAT[model].split('(')[0].strip(' .')}, trained on {kind}", what=WHAT[model],
                limits=LIMITS[kind],
-               gpu_command=ON_A_GPU.format(options=GPU_OPTIONS[model][0], steps=GPU_OPTIONS[model][1]),
+               gpu_command=ON_A_GPU.format(network=NETWORK_ON_A_GPU[model], data=DATA_ON_A_GPU[kind]),
                data=f"{len(clips)} clips ({clips[0].name} ...), {len(crops.frames)} frames, crops of "
                     f"{CROP[0]}x{CROP[1]} with {CELLS[0]} to {CELLS[1]} superpixels, {batch_size} a step",
                validation=f"{len(validation)} others ({validation[0].name} ...), all annotators, connected, mean over "
