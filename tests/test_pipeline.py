@@ -270,6 +270,6 @@ def test_masks_have_the_size_of_the_frames(weights, clips):
 
 def test_flow_is_refused_for_a_network_that_does_not_see_it(tmp_path):
     io.write_image(tmp_path / "a.png", torch.rand(3, 20, 24))
-    with pytest.raises(ValueError, match="not for a SpixelFCN"):
+    with pytest.raises(ValueError, match="extra channels are for a composite"):
         pipeline.save_superpixels([tmp_path / "a.png"], tmp_path / "cut", SpixelFCN().eval(), 6,
                                   extra=torch.zeros(4, 20, 24))

@@ -157,6 +157,9 @@ def test_scores_on_davis_with_a_composite_and_without_the_background(capsys, cli
     assert objects["asa"] not in (1, whole["asa"])
     assert objects["br"] == whole["br"]
     assert len(pd.read_csv(tmp_path / "out/scores.csv")) == 2  # frames 0 and 2
+    assert cli.main([*arguments, "--first", "1"]) == 0
+    assert pd.read_csv(tmp_path / "out/scores.csv")["frame"].tolist() == [1]
+    assert "first must be a frame, 0 to 2, got 3" in error(capsys, [*arguments, "--first", "3"])
     (tmp_path / "flow" / "lab-00000.h5").unlink()
     assert "lab-00000.h5" in error(capsys, arguments)
 

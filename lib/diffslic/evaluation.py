@@ -104,9 +104,7 @@ Method = Callable[[Clip, int, int], Tensor]  # clip, frame and requested count t
 def superpixels_of(model: SSN | SpixelFCN, clip: Clip, t: int, n_spixels: int) -> Tensor:
     """Connected superpixels (H, W) of a frame; a composite also gets the clip's flow there and back."""
     device = device_of(model)
-    extra = {}
-    if isinstance(model, SSN) and model.extra_net is not None:
-        extra = {"extra": flow_both_ways(clip, t)[None].to(device)}
+    extra = {"extra": flow_both_ways(clip, t)[None].to(device)} if model.extra_channels else {}
     return model.segment(clip.frame(t)[None].to(device), n_spixels, **extra)[0].cpu()
 
 

@@ -64,8 +64,8 @@ def save_superpixels(images: Sequence[str | Path], folder: str | Path, model: SS
                          "superpixels need an image, got none")
     if n_spixels > 2**16:
         raise ValueError(f"labels of 16 bits hold at most {2**16} superpixels, got {n_spixels}")
-    if extra is not None and not isinstance(model, SSN):
-        raise ValueError("flow is for a composite SSN, not for a SpixelFCN")
+    if extra is not None and not model.extra_channels:
+        raise ValueError("extra channels are for a composite, and this network is none")
     if any(path.resolve().parent == folder.resolve() for path in paths):
         raise ValueError(f"{folder}: holds the images themselves, which labels would overwrite; choose another folder")
     device, rows = device_of(model), []

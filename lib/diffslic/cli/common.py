@@ -70,8 +70,3 @@ def load_superpixels(model: str, weights: str, device: str, n_iters: int | None,
     if model == "spixelfcn" and changes:
         raise ValueError(f"--{next(iter(changes)).replace('_', '-')} is of an SSN: spixelfcn does not cluster")
     return (SSN if model == "ssn" else SpixelFCN).from_pretrained(weights, device, **changes)
-
-
-def takes_flow(net: Any) -> bool:
-    """Whether a superpixel network is a composite, which sees more than the image."""
-    return getattr(net, "extra_net", None) is not None

@@ -19,7 +19,6 @@ from diffslic.cli.common import (
     load_superpixels,
     open_clips,
     show,
-    takes_flow,
 )
 
 evaluate_app = typer.Typer(help="Score masks, or superpixels.", rich_markup_mode=None)
@@ -76,6 +75,7 @@ def superpixels(
     n_iters: Iters = None, compactness: Compactness = None,
     counts: Annotated[str, typer.Option(help="Superpixels to ask for.")] = "100,200,500,1000",
     every: Annotated[int, typer.Option(help="Of a video, every how many frames.")] = 10,
+    first: Annotated[int, typer.Option(help="Of a video, the frame to begin with.")] = 0,
     flow_root: Annotated[Path | None, typer.Option(help="Of a composite: FLOW_ROOT/<clip>.h5.")] = None,
     ignore_background: Annotated[bool, typer.Option("--ignore-background",
                                                     help="Of DAVIS, pixels of objects alone count.")] = False,
@@ -101,7 +101,7 @@ def superpixels(
     if flow_root is not None:
         clips = [with_flow_from(clip, flow_root) for clip in clips]
     net = load_superpixels(model, weights, device, n_iters, compactness)
-    if takes_flow(net) != (flow_root is not None):
+    if bool(net.extra_channels) != (flow_root is not None):
         raise ValueError(f"{weights} is a composite: it needs --flow-root" if flow_root is None else
                          f"--flow-root is for a composite, {weights} is none")
     methods: dict[str, evaluation.Method] = {Path(weights).stem: partial(evaluation.superpixels_of, net)}
@@ -109,7 +109,7 @@ def superpixels(
         pixels = SSN(SSNConfig(features="pix", n_iters=10)).eval().to(device)
         methods |= {"pixel features": partial(evaluation.superpixels_of, pixels),
                     "scikit-image SLIC": evaluation.classical_slic}
-    scores = evaluation.evaluate_superpixels(methods, clips, requested, every,
+    scores = evaluation.evaluate_superpixels(methods, clips, requested, every, first,
                                              ignore=0 if ignore_background else None, progress=not as_json)
     scores.save(out)
     if as_json:

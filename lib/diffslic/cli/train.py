@@ -46,7 +46,7 @@ def train_ssn(
     width: Annotated[int | None, typer.Option(help="Channels of a new SSN's net.", show_default="32")] = None,
     n_iters: Iters = None,
     loss: Annotated[str, typer.Option(help="Of segments: probability, logsoftmax or iou.")] = "probability",
-    compactness: Annotated[float, typer.Option(help="Weight of the compactness loss.")] = 1e-5,
+    compactness_weight: Annotated[float, typer.Option(help="Of the compactness loss.")] = 1e-5,
     start: Start = None,
     n_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 160, steps: Steps = 800,
     batch_size: Batch = 6, rate: Rate = 1e-3, seed: Seed = 2, device: Accelerator = "auto", devices: Devices = 1,
@@ -65,8 +65,9 @@ def train_ssn(
                                     flow=model == "composite", flow_root=flow_root, cache=cache, device=where,
                                     progress=not as_json)
     fit = ssn.train(out, clips, validation, model=model, width=width, n_iters=n_iters, start=start, steps=steps,
-                    batch_size=batch_size, learning_rate=rate, reconstruction=loss, compactness_weight=compactness,
-                    seed=seed, **_how(device, devices, precision, workers, logger, out, as_json))
+                    batch_size=batch_size, learning_rate=rate, reconstruction=loss,
+                    compactness_weight=compactness_weight, seed=seed,
+                    **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
 
 

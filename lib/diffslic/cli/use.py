@@ -22,7 +22,6 @@ from diffslic.cli.common import (
     load_superpixels,
     open_clips,
     show,
-    takes_flow,
 )
 
 
@@ -92,7 +91,7 @@ def superpixels(
     if flow is not None and len(images) != 1:
         raise ValueError(f"--flow is the flow of one image, got {len(images)}")
     net = load_superpixels(model, weights, device, n_iters, compactness)
-    if takes_flow(net) != (flow is not None):
+    if bool(net.extra_channels) != (flow is not None):
         raise ValueError(f"{weights} is a composite: it needs --flow and --frame" if flow is None else
                          f"--flow is for a composite, {weights} is none")
     extra = None if flow is None or frame is None else read_flow_both_ways(flow, frame)

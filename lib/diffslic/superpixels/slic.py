@@ -292,6 +292,7 @@ class _Iterations(torch.autograd.Function):
                 logits, affinity = (pixels.new_empty(*pixels.shape[:2], 9, pixels.shape[3]) for _ in range(2))
             factors = _distance_factors((_nine(centroids, grid) - origin[:, :, None]) * inside, inside)
             sums = torch.empty_like(factors)
+            # Of some cells: pixels x, factors f, distances and then logits d, affinities q, sums s.
             for x, f, d, q, s in _in_parts(pixels, factors, logits, affinity, sums):
                 torch.bmm(f, x, out=d)
                 if distance == "l2":

@@ -38,6 +38,8 @@ class SpixelFCNConfig:
 class SpixelFCN(nn.Module):
     """Images to superpixels in one pass; used as :class:`~diffslic.superpixels.SSN` is."""
 
+    extra_channels = 0  # it sees the image alone
+
     def __init__(self, config: SpixelFCNConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SpixelFCNConfig()

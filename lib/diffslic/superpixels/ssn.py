@@ -117,6 +117,11 @@ class SSN(nn.Module):
         """Write weights and configuration as safetensors, for :meth:`from_pretrained`."""
         training.save_weights(path, self.state_dict(), asdict(self.config))
 
+    @property
+    def extra_channels(self) -> int:
+        """How many channels beside colour it needs: 0, or of a composite some, such as 4 for flow there and back."""
+        return self.config.extra_channels
+
     def composite(self, extra_channels: int = 4, **options: Any) -> "SSN":
         """A composite with this network as its base, and a second network that is yet to be trained.
 
