@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from diffslic.flow import RAFT, RAFTConfig, sequence_loss
-from diffslic.flow.raft import convex_upsample, correlation_pyramid, lookup
+from diffslic.flow.correlation import correlation_pyramid, lookup
+from diffslic.flow.raft import convex_upsample
 from diffslic.flow.released import own_keys
 
 PARAMETERS = {"small": 990_162, "large": 5_257_536}
@@ -195,8 +196,14 @@ def test_save_and_load(tmp_path):
 
 def test_bad_input(tmp_path):
     net = RAFT().eval()
-    with pytest.raises(ValueError, match="two images"):
+    with pytest.raises(ValueError, match=r"of one size, got \(1, 3, 16, 16\) and \(1, 3, 16, 24\)"):
         net(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 24))
+    with pytest.raises(ValueError, match=r"RGB images \(B, 3, H, W\) of one size, got \(1, 1, 16, 16\)"):
+        net(*torch.rand(2, 1, 1, 16, 16))
+    with pytest.raises(ValueError, match="values from nan to nan"):
+        net(torch.rand(1, 3, 16, 16), torch.full((1, 3, 16, 16), math.nan))
+    with pytest.raises(ValueError, match="values from 0 to 255"):
+        net(torch.rand(1, 3, 16, 16), torch.linspace(0, 255, 768).reshape(1, 3, 16, 16))
     with pytest.raises(ValueError, match="n_iters must be at least 1"):
         net(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), n_iters=0)
     with pytest.raises(ValueError, match="'small' or 'large'"):

@@ -75,6 +75,10 @@ def train_ssn(
 def train_raft(
     out: TrainOut, variant: Annotated[str, typer.Option(help="small or large.")] = "small", steps: Steps = 2200,
     batch_size: Batch = 4, start: Start = None,
+    n_iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
+    textures: Annotated[Path | None, typer.Option(help="A folder of photographs to draw with, such as BSDS500's.",
+                                                  show_default="those of scikit-image")] = None,
+    n_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 160,
     rate: Rate = 4e-4,
     seed: Seed = 1, device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true",
     workers: Workers = 1, logger: Logger = None, as_json: Json = False,
@@ -85,8 +89,9 @@ def train_raft(
     """
     from diffslic.recipes import raft
 
-    fit = raft.train(out, variant=variant, steps=steps, batch_size=batch_size, start=start, learning_rate=rate,
-                     seed=seed, **_how(device, devices, precision, workers, logger, out, as_json))
+    fit = raft.train(out, variant=variant, steps=steps, batch_size=batch_size, n_iters=n_iters, n_scenes=n_scenes,
+                     textures=textures, start=start, learning_rate=rate, seed=seed,
+                     **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
 
 

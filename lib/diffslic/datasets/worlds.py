@@ -6,22 +6,21 @@ generator, so a seed determines a world.
 
 import math
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage import color, data
 from torch import Tensor
 
 from diffslic import geometry
 from diffslic.datasets import raycast
+from diffslic.datasets.photographs import photographs
 from diffslic.datasets.raycast import BOX, CARD, ELLIPSOID, World
 
 PRESETS = ("lab", "street", "crowd", "static")
 GROUND = 1.6  # metres below the camera's usual height
-PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel",
-               "hubble_deep_field", "immunohistochemistry", "moon", "page", "retina", "rocket", "text")
 
 
 class _Object(NamedTuple):
@@ -34,7 +33,8 @@ class _Object(NamedTuple):
     texel_density: float = 80.0
 
 
-def build_world(preset: str, n_frames: int, size: tuple[int, int], lighting: float, seed: int) -> World:
+def build_world(preset: str, n_frames: int, size: tuple[int, int], lighting: float, seed: int,
+                folder: str | Path | None = None) -> World:
     """The world of a scene: see :class:`diffslic.datasets.scenes.Scene` for the arguments."""
     rng = np.random.default_rng([seed, PRESETS.index(preset)])
     n_bodies = {"lab": int(rng.integers(1, 3)), "street": int(rng.integers(1, 4)),
@@ -58,7 +58,7 @@ def build_world(preset: str, n_frames: int, size: tuple[int, int], lighting: flo
         object_to_world=torch.stack([o.poses for o in objects]),
         body=torch.tensor([o.body for o in objects]),
         faces=torch.tensor([[start + axis % o.faces for axis in range(3)] for o, start in zip(objects, starts)]),
-        textures=torch.stack([_texture(rng) for _ in range(starts[-1] + objects[-1].faces)]),
+        textures=torch.stack([_texture(folder, rng) for _ in range(starts[-1] + objects[-1].faces)]),
         texel_density=torch.tensor([o.texel_density for o in objects]),
         camera_to_world=camera, intrinsics=intrinsics, size=size, light=F.normalize(light, dim=0), gain=gain)
 
@@ -216,30 +216,22 @@ def _camera(n_frames: int, forward: float, centres: list[Tensor], rng: np.random
     return _pose(rotation, position)
 
 
-@lru_cache(maxsize=1)
-def _photographs() -> list[Tensor]:
-    """The photographs (3, H, W) in [0, 1] that ship inside scikit-image, each at up to three sizes."""
-    side = raycast.TEXTURE_SIZE
-    images = []
-    for name in PHOTOGRAPHS:
-        image = getattr(data, name)()
-        image = (color.gray2rgb(image) if image.ndim == 2 else image)[..., :3]
-        tensor = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)
-        for shorter in (side, 3 * side // 2, 5 * side // 2):
-            scale = shorter / min(tensor.shape[1:])
-            size = tuple(max(side, round(n * scale)) for n in tensor.shape[1:])
-            images.append(geometry.resize(tensor[None], size)[0])
-    return images
+@lru_cache(maxsize=64)  # all of the shipped ones; a folder may hold more than fit into memory
+def _enlarged(folder: str | Path | None, number: int) -> Tensor:
+    """Photograph ``number // 3`` (3, H, W) in [0, 1], at one of three sizes."""
+    photograph, side = photographs(folder)[number // 3].float() / 255, raycast.TEXTURE_SIZE
+    scale = (side, 3 * side // 2, 5 * side // 2)[number % 3] / min(photograph.shape[1:])
+    return geometry.resize(photograph[None], tuple(max(side, round(n * scale)) for n in photograph.shape[1:]))[0]
 
 
-def _texture(rng: np.random.Generator) -> Tensor:
+def _texture(folder: str | Path | None, rng: np.random.Generator) -> Tensor:
     """A texture (3, 256, 256): a random crop of a photograph with a random tint and contrast.
 
     A third of them are nearly plain, as walls, roads and skies are: what learns from scenes must also meet places
     where nothing can be matched.
     """
     side = raycast.TEXTURE_SIZE
-    photograph = _photographs()[rng.integers(len(_photographs()))]
+    photograph = _enlarged(folder, int(rng.integers(3 * len(photographs(folder)))))
     top, left = (int(rng.integers(0, n - side + 1)) for n in photograph.shape[1:])
     tint = torch.tensor(rng.uniform(0.55, 1.25, 3), dtype=torch.float32)[:, None, None]
     contrast = rng.uniform(0.01, 0.2) if rng.random() < 0.35 else rng.uniform(0.4, 1.2)

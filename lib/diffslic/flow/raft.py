@@ -1,13 +1,13 @@
 """RAFT: recurrent all-pairs field transforms for optical flow (Teed and Deng, ECCV 2020).
 
 Three boxes, as in the paper's figure 1: encoders give features of both images and the context of the first; the
-correlation pyramid holds the similarity of all pairs of pixels; a recurrent unit reads the pyramid around the
-present flow and corrects it, again and again. Everything happens at an eighth of the image's size.
+correlation (``correlation.py``) holds the similarity of all pairs of pixels; a recurrent unit reads it around the
+present flow and corrects the flow, again and again. Everything happens at an eighth of the image's size.
 
 The names of the layers are the paper's own (fnet, cnet, update_block), so that released weights load as they are.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffslic import geometry, training
+from diffslic.flow.correlation import RowBlocks, Volume, correlation, correlation_pyramid
+from diffslic.flow.inputs import check_images, check_iterations
+from diffslic.flow.layers import BatchNorm, InstanceNorm, StripConv2d
 from diffslic.flow.released import own_keys
+from diffslic.flow.video import BothWays, flow_both_ways, forward_flow
 
 STRIDE = 8  # the side of an image cell that one feature describes, in pixels
 
@@ -54,6 +58,13 @@ class Predictions(NamedTuple):
     similarity: Tensor  # (B, h * w, h, w) of the cells of both images, the finest level of the pyramid
 
 
+class Context(NamedTuple):
+    """What the first image tells the recurrent unit."""
+
+    state: Tensor  # (B, hidden, h, w) in [-1, 1]: its hidden state before the first correction
+    constant: Tensor  # (B, context, h, w) from 0: what it sees at every correction
+
+
 class RAFT(nn.Module):
     """Optical flow between two images.
 
@@ -66,9 +77,8 @@ class RAFT(nn.Module):
         if config.variant not in ("small", "large"):
             raise ValueError(f"RAFT comes as 'small' or 'large', got {config.variant!r}")
         self.config = config
-        self.fnet = Encoder(config.small, 128 if config.small else 256, nn.InstanceNorm2d)
-        self.cnet = Encoder(config.small, config.hidden + config.context, nn.Identity if config.small
-                            else nn.BatchNorm2d)
+        self.fnet = Encoder(config.small, 128 if config.small else 256, InstanceNorm)
+        self.cnet = Encoder(config.small, config.hidden + config.context, nn.Identity if config.small else BatchNorm)
         self.update_block = UpdateBlock(config)
 
     def forward(self, image1: Tensor, image2: Tensor, n_iters: int = 12, initial: Tensor | None = None) -> Tensor:
@@ -80,68 +90,77 @@ class RAFT(nn.Module):
             initial: (B, 2, H, W) flow in pixels to start from; zero if None.
 
         Returns:
-            (B, 2, H, W) flow in pixels.
+            (B, 2, H, W) float32 flow in pixels.
+
+        Raises:
+            ValueError: not two images of one size, values that are not in [0, 1], no correction.
         """
-        _check_pair(image1, image2)
-        _check_iterations(n_iters)
-        features1, features2 = self.features(image1), self.features(image2)
-        *_, last = self.refine(features1, features2, image1, n_iters, initial)
+        check_images(image1, image2)
+        check_iterations(n_iters)
+        correlate = self.correlate(self.features(image1), self.features(image2))
+        context = self.context(image1)
+        start = None if initial is None else geometry.resize_flow(_pad(initial), context.state.shape[-2:])
+        *_, last = self.refine(correlate, context, n_iters, start)
         return self.upsample(*last, image1.shape[-2:])
 
     def predictions(self, image1: Tensor, image2: Tensor, n_iters: int = 12) -> Predictions:
         """What training compares with the truth: the flow after every correction, and the similarities of cells."""
-        _check_pair(image1, image2)
-        _check_iterations(n_iters)
+        check_iterations(n_iters)
         features1, features2 = self.features(image1), self.features(image2)
-        flows = [self.upsample(*step, image1.shape[-2:])
-                 for step in self.refine(features1, features2, image1, n_iters)]
-        return Predictions(flows, correlation_pyramid(features1, features2, levels=1)[0])
+        pyramid = correlation_pyramid(features1, features2, self.config.levels)
+        flows = [self.upsample(*step, image1.shape[-2:]) for step in
+                 self.refine(Volume(pyramid, self.config.radius), self.context(image1), n_iters)]
+        return Predictions(flows, pyramid[0])
 
-    @torch.no_grad()
-    def video(self, frames: Iterable[Tensor], n_iters: int = 12) -> Iterator[Tensor]:
-        """Flow from each frame to the next, reading every frame and its features once.
+    def video(self, frames: Iterable[Tensor], n_iters: int = 12, warm_start: bool = False) -> Iterator[Tensor]:
+        """Flow from each frame to the next: see :func:`diffslic.flow.video.forward_flow`."""
+        return forward_flow(self, frames, n_iters, warm_start)
 
-        Args:
-            frames: (3, H, W) RGB in [0, 1] each, all of one size; read one at a time.
-
-        Yields:
-            (2, H, W) flow in pixels, one less than there are frames.
-        """
-        _check_iterations(n_iters)
-        device = next(self.parameters()).device
-        first = first_features = None
-        for frame in frames:
-            second = frame[None].to(device)
-            if first is not None:
-                _check_pair(first, second)
-            second_features = self.features(second)
-            if first is not None:
-                *_, last = self.refine(first_features, second_features, first, n_iters)
-                yield self.upsample(*last, first.shape[-2:])[0]
-            first, first_features = second, second_features
+    def video_both_ways(self, frames: Iterable[Tensor], n_iters: int = 12,
+                        warm_start: bool = False) -> Iterator[BothWays]:
+        """Flow between neighbouring frames, there and back: see :func:`diffslic.flow.video.flow_both_ways`."""
+        return flow_both_ways(self, frames, n_iters, warm_start)
 
     def features(self, image: Tensor) -> Tensor:
-        """What is compared (section 3.1): (B, D, H / 8, W / 8), sides rounded up, of the image's dtype."""
-        return self.fnet(_normalise(image)).to(image.dtype)
+        """What is compared (section 3.1): (B, D, H / 8, W / 8), sides rounded up, float32 or wider.
 
-    def refine(self, features1: Tensor, features2: Tensor, image1: Tensor, n_iters: int,
+        In mixed precision, or with weights in bfloat16, the rest of the network is rounded; what is compared is not.
+        """
+        features = self.fnet(self._prepare(image))
+        return features if features.dtype == torch.float64 else features.float()
+
+    def context(self, image: Tensor) -> Context:
+        """What the recurrent unit knows of the first image."""
+        # Where no gradient passes, with the channels innermost: its convolutions are faster so, their gradients not.
+        layout = torch.contiguous_format if torch.is_grad_enabled() else torch.channels_last
+        encoded = self.cnet(self._prepare(image).contiguous(memory_format=layout))
+        state, context = encoded.split([self.config.hidden, self.config.context], dim=1)
+        return Context(state.tanh(), context.relu())
+
+    def correlate(self, features1: Tensor, features2: Tensor) -> Volume | RowBlocks:
+        """How alike the cells of two images are, to be read around a flow."""
+        return correlation(features1, features2, self.config.levels, self.config.radius)
+
+    def refine(self, correlate: Callable[[Tensor], Tensor], context: Context, n_iters: int,
                initial: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Corrections of the flow (section 3.3).
+
+        Args:
+            correlate: positions (B, 2, h, w) in the second grid to similarities; see :func:`correlation.lookup`.
+            context: of the first image.
+            initial: (B, 2, h, w) flow in cells to start from; zero if None.
 
         Yields:
             flow (B, 2, h, w) in cells of the feature grid, and the hidden state (B, hidden, h, w).
         """
-        pyramid = correlation_pyramid(features1, features2, self.config.levels)
-        state, context = self.cnet(_normalise(image1)).split([self.config.hidden, self.config.context], dim=1)
-        state, context = state.tanh(), context.relu()
-        batch, _, height, width = features1.shape
-        grid = geometry.pixel_grid(height, width, image1.device, features1.dtype)
-        flow = torch.zeros_like(grid).expand(batch, -1, -1, -1) if initial is None \
-            else geometry.resize_flow(_pad(initial), (height, width))
+        state, gates = context.state, self.update_block.gru.gates(context.constant)
+        batch, _, height, width = state.shape
+        grid = geometry.pixel_grid(height, width, state.device, torch.promote_types(state.dtype, torch.float32))
+        flow = torch.zeros_like(grid).expand(batch, -1, -1, -1) if initial is None else initial
         for _ in range(n_iters):
             flow = flow.detach()  # gradients pass through the corrections only, as in the paper
-            similarity = lookup(pyramid, grid + flow, self.config.radius)
-            state, correction = self.update_block(state, context, similarity, flow)
+            similarity = correlate(grid + flow)
+            state, correction = self.update_block(state, gates, similarity.to(state.dtype), flow.to(state.dtype))
             flow = flow + correction
             yield flow, state
 
@@ -150,8 +169,11 @@ class RAFT(nn.Module):
         if self.config.small:
             full = F.interpolate(flow, scale_factor=STRIDE, mode="bilinear", align_corners=True)
         else:
-            full = convex_upsample(flow, 0.25 * self.update_block.mask(state))
+            full = convex_upsample(flow, 0.25 * self.update_block.mask(state).to(flow.dtype))
         return STRIDE * full[..., :size[0], :size[1]]
+
+    def _prepare(self, image: Tensor) -> Tensor:
+        return _pad(2 * image - 1).to(self.fnet.conv1.weight.dtype)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path = "small", device: torch.device | str = "cpu") -> "RAFT":
@@ -195,7 +217,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to (B, D, H / 8, W / 8)."""
-        x = self.norm1(self.conv1(image)).relu()
+        x = self.norm1(self.conv1(image)).relu_()
         return self.conv2(self.layer3(self.layer2(self.layer1(x))))
 
 
@@ -204,16 +226,16 @@ class Residual(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm: type[nn.Module]) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.conv1 = (nn.Conv2d if stride > 1 else StripConv2d)(in_channels, channels, 3, stride, 1)
+        self.conv2 = StripConv2d(channels, channels, 3, 1, 1)
         self.norm1, self.norm2 = norm(channels), norm(channels)
         self.downsample = _shortcut(in_channels, channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, channels, H / stride, W / stride)."""
-        y = self.norm1(self.conv1(x)).relu()
-        y = self.norm2(self.conv2(y)).relu()
-        return (self.downsample(x) + y).relu()
+        y = self.norm1(self.conv1(x)).relu_()
+        y = self.norm2(self.conv2(y)).relu_()
+        return (self.downsample(x) + y).relu_()
 
 
 class Bottleneck(nn.Module):
@@ -230,80 +252,16 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, channels, H / stride, W / stride)."""
-        y = self.norm1(self.conv1(x)).relu()
-        y = self.norm2(self.conv2(y)).relu()
-        y = self.norm3(self.conv3(y)).relu()
-        return (self.downsample(x) + y).relu()
+        y = self.norm1(self.conv1(x)).relu_()
+        y = self.norm2(self.conv2(y)).relu_()
+        y = self.norm3(self.conv3(y)).relu_()
+        return (self.downsample(x) + y).relu_()
 
 
 def _shortcut(in_channels: int, channels: int, stride: int, norm: type[nn.Module]) -> nn.Module:
     if stride == 1:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride), norm(channels))
-
-
-# ---------------------------------------------------------------- correlation (section 3.2)
-
-
-def correlation_pyramid(features1: Tensor, features2: Tensor, levels: int) -> list[Tensor]:
-    """Similarity of every feature of the first image to every one of the second, at coarser and coarser scales.
-
-    Pooling the second features and then comparing gives the same numbers as pooling the similarities (both are
-    linear), for a fraction of the work.
-
-    Args:
-        features1, features2: (B, D, h, w).
-
-    Returns:
-        ``levels`` tensors (B, h * w, h_k, w_k) of dot products over sqrt(D); h_k = h // 2^k. A level that has no
-        cells left is an empty tensor.
-    """
-    first = features1.flatten(2).transpose(1, 2) / features1.shape[1] ** 0.5
-    pyramid = []
-    # Mixed precision stops here: what tells one fraction of a cell from the next are small differences of products.
-    with torch.autocast(features1.device.type, enabled=False):
-        for level in range(levels):
-            height, width = features2.shape[-2:]
-            pyramid.append((first @ features2.flatten(2)).unflatten(2, (height, width)))
-            if level < levels - 1:
-                features2 = F.avg_pool2d(features2, 2) if min(height, width) > 1 \
-                    else features2[..., :height // 2, :width // 2]
-    return pyramid
-
-
-def lookup(pyramid: list[Tensor], position: Tensor, radius: int) -> Tensor:
-    """Read windows of the pyramid around where each cell is now believed to go.
-
-    All points of a window share their fractional part, so (2r + 2)^2 integer taps are gathered once and interpolated
-    along x, then along y. Outside of the second image the similarity is zero.
-
-    Args:
-        pyramid: see :func:`correlation_pyramid`.
-        position: (B, 2, h, w) positions in the second feature grid, x first.
-
-    Returns:
-        (B, levels * (2r + 1)^2, h, w); the window's first index displaces x, as released weights expect.
-    """
-    batch, _, height, width = position.shape
-    steps = torch.arange(-radius, radius + 2, device=position.device)
-    windows = []
-    for level, volume in enumerate(pyramid):
-        rows, columns = volume.shape[-2:]
-        if rows == 0 or columns == 0:
-            windows.append(position.new_zeros(batch, height * width, (2 * radius + 1) ** 2))
-            continue
-        x, y = (position / 2 ** level).flatten(2).unbind(1)  # (B, N) each
-        # A flow may wander far off; a bound just outside of the image keeps the integers small and reads zeros.
-        x, y = x.clamp(-radius - 2, columns + radius + 1), y.clamp(-radius - 2, rows + radius + 1)
-        column, row = x.floor().long()[..., None] + steps, y.floor().long()[..., None] + steps  # (B, N, 2r + 2)
-        inside = ((row >= 0) & (row < rows))[..., :, None] & ((column >= 0) & (column < columns))[..., None, :]
-        index = row.clamp(0, rows - 1)[..., :, None] * columns + column.clamp(0, columns - 1)[..., None, :]
-        taps = volume.flatten(2).gather(2, index.flatten(2)).reshape(index.shape) * inside
-        right, down = (x - x.floor())[..., None, None], (y - y.floor())[..., None, None]
-        taps = torch.lerp(taps[..., :-1], taps[..., 1:], right.to(taps.dtype))
-        taps = torch.lerp(taps[..., :-1, :], taps[..., 1:, :], down.to(taps.dtype))
-        windows.append(taps.transpose(-1, -2).flatten(2))
-    return torch.cat(windows, dim=2).transpose(1, 2).unflatten(2, (height, width))
 
 
 # ---------------------------------------------------------------- update (section 3.3)
@@ -323,10 +281,15 @@ class UpdateBlock(nn.Module):
             self.mask = nn.Sequential(nn.Conv2d(128, 256, 3, padding=1), nn.ReLU(),
                                       nn.Conv2d(256, STRIDE * STRIDE * 9, 1))
 
-    def forward(self, state: Tensor, context: Tensor, similarity: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-        """All at (h, w): the next state (B, hidden, ...) and a correction of the flow (B, 2, ...) in cells."""
+    def forward(self, state: Tensor, gates: list["Gates"], similarity: Tensor,
+                flow: Tensor) -> tuple[Tensor, Tensor]:
+        """All at (h, w): the next state (B, hidden, ...) and a correction of the flow (B, 2, ...) in cells.
+
+        ``gates`` are ``gru.gates(context)``, the same for every correction.
+        """
         motion = self.encoder(similarity, flow)
-        state = self.gru(state, torch.cat([context, motion], dim=1))
+        for unit in gates:
+            state = unit(state, motion)
         return state, self.flow_head(state)
 
 
@@ -344,9 +307,9 @@ class MotionEncoder(nn.Module):
 
     def forward(self, similarity: Tensor, flow: Tensor) -> Tensor:
         """(B, similarities, h, w) and flow (B, 2, h, w) in cells to (B, 82 or 128, h, w), the flow in the last two."""
-        x = self.convc2(self.convc1(similarity).relu()).relu()
-        y = self.convf2(self.convf1(flow).relu()).relu()
-        return torch.cat([self.conv(torch.cat([x, y], dim=1)).relu(), flow], dim=1)
+        x = self.convc2(self.convc1(similarity).relu_()).relu()
+        y = self.convf2(self.convf1(flow).relu_()).relu_()
+        return torch.cat([self.conv(torch.cat([x, y], dim=1)).relu_(), flow], dim=1)
 
 
 class ConvGRU(nn.Module):
@@ -358,9 +321,9 @@ class ConvGRU(nn.Module):
         self.convr = nn.Conv2d(hidden + inputs, hidden, 3, padding=1)
         self.convq = nn.Conv2d(hidden + inputs, hidden, 3, padding=1)
 
-    def forward(self, state: Tensor, x: Tensor) -> Tensor:
-        """State (B, hidden, h, w) and input (B, inputs, h, w) to the next state."""
-        return gate(state, x, self.convz, self.convr, self.convq)
+    def gates(self, context: Tensor) -> list["Gates"]:
+        """The unit, for a context (B, C, h, w)."""
+        return [Gates(self.convz, self.convr, self.convq, context)]
 
 
 class SeparableConvGRU(nn.Module):
@@ -372,19 +335,37 @@ class SeparableConvGRU(nn.Module):
             for name in "zrq":
                 setattr(self, f"conv{name}{number}", nn.Conv2d(hidden + inputs, hidden, kernel, padding=padding))
 
-    def forward(self, state: Tensor, x: Tensor) -> Tensor:
-        """State (B, hidden, h, w) and input (B, inputs, h, w) to the next state."""
-        state = gate(state, x, self.convz1, self.convr1, self.convq1)
-        return gate(state, x, self.convz2, self.convr2, self.convq2)
+    def gates(self, context: Tensor) -> list["Gates"]:
+        """Both units, for a context (B, C, h, w)."""
+        return [Gates(self.convz1, self.convr1, self.convq1, context),
+                Gates(self.convz2, self.convr2, self.convq2, context)]
 
 
-def gate(state: Tensor, x: Tensor, update: nn.Conv2d, reset: nn.Conv2d, candidate: nn.Conv2d) -> Tensor:
-    """A convolutional GRU step; the update and reset gates read the same input, so they are one convolution."""
-    both = F.conv2d(torch.cat([state, x], dim=1), torch.cat([update.weight, reset.weight]),
-                    torch.cat([update.bias, reset.bias]), padding=update.padding)
-    z, r = both.sigmoid().chunk(2, dim=1)
-    q = candidate(torch.cat([r * state, x], dim=1)).tanh()
-    return torch.lerp(state, q, z)
+class Gates:
+    """One gated unit, with everything that does not change between corrections worked out.
+
+    The paper's convolutions read [state, context, motion]. They are linear and the context stays, so its part is
+    computed once and added; and as the update gate z and the reset gate r read the same, they are one convolution.
+    """
+
+    def __init__(self, update: nn.Conv2d, reset: nn.Conv2d, candidate: nn.Conv2d, context: Tensor) -> None:
+        hidden, constant = update.out_channels, context.shape[1]
+        weights = torch.cat([update.weight, reset.weight, candidate.weight])
+        of_state, of_context, of_motion = weights.split(
+            [hidden, constant, weights.shape[1] - hidden - constant], dim=1)
+        moving = torch.cat([of_state, of_motion], dim=1)
+        self.padding, self.hidden = update.padding, hidden
+        self.both, self.candidate = moving[:2 * hidden], moving[2 * hidden:]
+        bias = torch.cat([update.bias, reset.bias, candidate.bias])
+        constants = F.conv2d(context, of_context, bias, padding=self.padding)
+        self.of_both, self.of_candidate = constants[:, :2 * hidden], constants[:, 2 * hidden:]
+
+    def __call__(self, state: Tensor, motion: Tensor) -> Tensor:
+        """State (B, hidden, h, w) and motion (B, M, h, w) to the next state."""
+        both = F.conv2d(torch.cat([state, motion], dim=1), self.both, padding=self.padding)
+        z, r = both.add_(self.of_both).sigmoid_().chunk(2, dim=1)
+        q = F.conv2d(torch.cat([r * state, motion], dim=1), self.candidate, padding=self.padding)
+        return torch.lerp(state, q.add_(self.of_candidate).tanh_(), z)
 
 
 class FlowHead(nn.Module):
@@ -397,7 +378,7 @@ class FlowHead(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """(B, hidden, h, w) to (B, 2, h, w) in cells."""
-        return self.conv2(self.conv1(state).relu())
+        return self.conv2(self.conv1(state).relu_())
 
 
 def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
@@ -410,30 +391,18 @@ def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
         (B, 2, 8 h, 8 w), still in cells.
     """
     batch, _, height, width = flow.shape
-    weights = mask.reshape(batch, 1, 9, STRIDE, STRIDE, height, width).softmax(dim=2)
-    neighbours = F.unfold(flow, 3, padding=1).reshape(batch, 2, 9, 1, 1, height, width)
-    fine = (weights * neighbours).sum(dim=2)  # (B, 2, 8, 8, h, w)
+    weights = mask.reshape(batch, 1, 9, STRIDE, STRIDE, height, width).softmax(dim=2).unbind(2)
+    neighbours = F.unfold(flow, 3, padding=1).reshape(batch, 2, 9, 1, 1, height, width).unbind(2)
+    # One neighbour after the other: all products at once would be the largest thing in memory.
+    fine = weights[0] * neighbours[0]  # (B, 2, 8, 8, h, w)
+    for weight, neighbour in zip(weights[1:], neighbours[1:]):
+        fine = torch.addcmul(fine, weight, neighbour)
     return fine.permute(0, 1, 4, 2, 5, 3).reshape(batch, 2, STRIDE * height, STRIDE * width)
 
 
 # ---------------------------------------------------------------- parts
 
 
-def _normalise(image: Tensor) -> Tensor:
-    return _pad(2 * image - 1)
-
-
 def _pad(image: Tensor) -> Tensor:
     # Two cells a side at least: instance norm has nothing to divide by on a single one.
     return geometry.pad_to_multiple(image, STRIDE, at_least=2 * STRIDE)[0]
-
-
-def _check_pair(image1: Tensor, image2: Tensor) -> None:
-    if image1.ndim != 4 or image1.shape[1] != 3 or image1.shape != image2.shape:
-        raise ValueError(f"RAFT takes two images (B, 3, H, W) of one size, got {tuple(image1.shape)} and "
-                         f"{tuple(image2.shape)}")
-
-
-def _check_iterations(n_iters: int) -> None:
-    if n_iters < 1:
-        raise ValueError(f"n_iters must be at least 1, got {n_iters}")

@@ -1,25 +1,29 @@
 """How RAFT is trained on scenes: pairs of frames with exact flow, the paper's sequence loss, end-point error."""
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diffslic import geometry, metrics, training
-from diffslic.datasets import scenes
+from diffslic.datasets import collages, scenes
 from diffslic.datasets.clip import Clip
+from diffslic.datasets.photographs import photographs
 from diffslic.flow import RAFT, RAFTConfig, matching_loss, sequence_loss
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
 
-SIZE = (240, 320)  # of the rendered frames
-CROP = (160, 224)
-LOG_SCALE = (-0.5, 0.7)  # crops are shrunk by up to 1.4 and enlarged by up to 1.6, to this power of two
+SIZE = (320, 448)  # of the rendered frames
+CROP = (256, 320)  # networks trained on smaller crops do not carry over to whole frames
+LOG_SCALE = (-0.4, 0.6)  # windows are shrunk by up to 1.3 and enlarged by up to 1.5, to this power of two
 LARGEST = 200  # pixels of flow that are taught
+LONGEST_STEP = 3  # frames between the two of a pair of a scene: slow and fast motion
+COLLAGES = 0.5  # the share of collages beside scenes
+COLORED = 0.6  # the share of pairs whose colours change
 VALIDATION_SEED = 900_000  # scenes from this seed on are never trained on
 CARD = {"what": "Optical flow (Teed and Deng 2020), trained on procedural scenes only.",
         "gpu_command": "diffslic train raft --out runs/raft --steps 60000 --batch-size 12 --workers 12 --device cuda",
@@ -27,24 +31,31 @@ CARD = {"what": "Optical flow (Teed and Deng 2020), trained on procedural scenes
                   "than the figures say, above all for thin, deforming and very fast things."}
 
 
-class Pairs:
-    """Batches of frame pairs with their flow, drawn from a pool of scenes.
+class Sample(NamedTuple):
+    """Two images, where the pixels of the first go, and where that is known."""
 
-    A scene's frames are drawn once and kept as bytes; every batch then cuts, scales, mirrors, colours and blurs them
-    anew.
+    images: Tensor  # (2, 3, H, W) RGB in [0, 1]
+    flow: Tensor  # (2, H, W) pixels
+    valid: Tensor  # (H, W) bool
+
+
+Source = Callable[[np.random.Generator], Sample]
+
+
+class Pairs:
+    """Batches of image pairs with their flow, each cut, scaled, mirrored, coloured and blurred anew.
 
     Args:
-        n_scenes: size of the pool. n_frames: frames per scene.
+        sources: where pairs come from; each gives one when called.
+        shares: how often each is asked, summing to one.
         batch_size: pairs per batch.
-        seed: chooses the scenes and everything random.
+        seed: chooses everything random.
     """
 
-    def __init__(self, n_scenes: int, n_frames: int, batch_size: int, seed: int) -> None:
+    def __init__(self, sources: Sequence[Source], shares: Sequence[float], batch_size: int, seed: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.batch_size, self.seed, self.n_frames = batch_size, seed, n_frames
-        pool = scenes.clips("lab+street+crowd+static", n_scenes, n_frames, SIZE, seed=seed * 10_000, lighting=0.1)
-        self.n_scenes, self._drawn = n_scenes, lru_cache(maxsize=None)(lambda scene: _draw_pairs(pool[scene]))
+        self.sources, self.shares, self.batch_size, self.seed = list(sources), list(shares), batch_size, seed
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Batch ``number``: image1, image2 (B, 3, h, w), flow (B, 2, h, w), valid (B, h, w)."""
@@ -52,50 +63,93 @@ class Pairs:
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
     def _sample(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        scene, t = int(rng.integers(self.n_scenes)), int(rng.integers(self.n_frames - 1))
-        images, flow = self._drawn(scene)[t]
+        images, flow, valid = self.sources[int(rng.choice(len(self.sources), p=self.shares))](rng)
         # Cut a window of another size and bring it to that of all: things near and far, fast and slow motion.
         scale = 2 ** rng.uniform(*LOG_SCALE)
-        rows, columns = augment.crop_window(SIZE, (round(CROP[0] / scale), round(CROP[1] / scale)), rng)
+        rows, columns = augment.crop_window(tuple(flow.shape[-2:]), (round(CROP[0] / scale), round(CROP[1] / scale)),
+                                            rng)
         mirror = rng.random() < 0.5, rng.random() < 0.1
-        images = augment.flip_image(images[..., rows, columns].float() / 255, *mirror)
-        flow = augment.flip_flow(flow[:, rows, columns].float(), *mirror)
+        images = augment.flip_image(images[..., rows, columns], *mirror)
+        flow = augment.flip_flow(flow[:, rows, columns], *mirror)
+        valid = augment.flip_image(valid[rows, columns], *mirror)
         # A point that comes close to the camera can move by thousands of pixels: no lesson in that, nor in what the
         # resize would mix with it.
-        wild = (flow.norm(dim=0) >= LARGEST).float()[None, None]
-        images, flow = geometry.resize(images, CROP), geometry.resize_flow(flow[None].clamp(-LARGEST, LARGEST), CROP)[0]
-        images = augment.blur(augment.jitter_colors(images, rng), rng)
+        unknown = (~valid | ~(flow.norm(dim=0) < LARGEST)).float()[None, None]
+        flow = flow.nan_to_num().clamp(-LARGEST, LARGEST)[None]
+        images, flow = geometry.resize(images, CROP), geometry.resize_flow(flow, CROP)[0]
+        if rng.random() < COLORED:
+            images = augment.jitter_colors(images, rng)
+        images = augment.blur(images, rng)
         return {"image1": images[0], "image2": images[1], "flow": flow,
-                "valid": geometry.resize(wild, CROP)[0, 0] == 0}
+                "valid": geometry.resize(unknown, CROP)[0, 0] == 0}
 
 
-def _draw_pairs(clip: Clip) -> list[tuple[Tensor, Tensor]]:
-    """The pairs of a scene, in bytes and half floats: a thousand pairs take 0.7 GB."""
-    read = [((clip.frame(t) * 255).round().byte(), clip.flow(t).half() if t + 1 < len(clip) else None)
-            for t in range(len(clip))]
-    return [(torch.stack([frame, read[t + 1][0]]), flow) for t, (frame, flow) in enumerate(read[:-1])]
+def scene_pairs(n_scenes: int, n_frames: int, seed: int, folder: str | Path | None = None,
+                device: str = "cpu") -> Source:
+    """Pairs of frames of ray-cast scenes, up to :data:`LONGEST_STEP` apart.
+
+    A scene's frames are drawn once, when it is first asked for, and kept as bytes, its flow as half floats: a thousand
+    pairs take 1.4 GB.
+
+    Args:
+        folder: photographs for the surfaces; None for those of scikit-image. device: where scenes are drawn and kept.
+    """
+    presets = ("lab", "street", "crowd", "static")
+
+    @cache
+    def draw(number: int) -> list[tuple[Tensor, Tensor]]:
+        rng = np.random.default_rng([seed, number])
+        scene = scenes.Scene(presets[number % len(presets)], n_frames, SIZE, seed * 10_000 + number, lighting=0.1,
+                             photographs=folder, device=device)
+        views = [scene.view([t]) for t in range(n_frames)]
+        pairs = []
+        for t in range(n_frames - 1):
+            step = int(rng.integers(1, min(LONGEST_STEP, n_frames - 1 - t) + 1))
+            flow = scene.motion([t], views[t], step).flow[0]
+            images = torch.cat([views[t].image, views[t + step].image])
+            pairs.append(((images * 255).round().byte(), flow.clamp(-2 * LARGEST, 2 * LARGEST).half()))
+        return pairs
+
+    def sample(rng: np.random.Generator) -> Sample:
+        images, flow = draw(int(rng.integers(n_scenes)))[int(rng.integers(n_frames - 1))]
+        return Sample(images.float() / 255, flow.float(), torch.ones_like(flow[0], dtype=torch.bool))
+
+    return sample
 
 
-def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, batch_size: int = 4, n_iters: int = 6,
-          learning_rate: float = 4e-4, matching_weight: float = 1.0, n_scenes: int = 160, n_frames: int = 8,
-          start: str | Path | None = None,
+def collage_pairs(folder: str | Path | None = None, device: str = "cpu") -> Source:
+    """Pairs of :func:`diffslic.datasets.collages.collages`, drawn anew each time."""
+    def sample(rng: np.random.Generator) -> Sample:
+        pair = collages.collages(photographs(folder), 1, CROP, rng, device=device)
+        return Sample(torch.cat([pair.image1, pair.image2]), pair.flow[0], torch.ones_like(pair.pieces[0]) > 0)
+
+    return sample
+
+
+def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, batch_size: int = 4, n_iters: int = 12,
+          learning_rate: float = 4e-4, matching_weight: float = 1.0, n_scenes: int = 160, n_frames: int = 6,
+          textures: str | Path | None = None, start: str | Path | None = None,
           validate_every: int = 500, seed: int = 1, device: str = "auto", devices: int = 1,
           precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
           command: str = "", progress: bool = True) -> training.FitResult:
-    """Train RAFT on scenes; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
+    """Train RAFT on scenes and collages; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
 
     Args:
         variant: "small" or "large".
         n_iters: corrections per pair while training.
         matching_weight: of :func:`diffslic.flow.matching_loss` beside the paper's loss.
         n_scenes, n_frames: the pool of scenes, drawn on the fly.
+        textures: a folder of photographs for scenes and collages; None for those of scikit-image.
         start: weights to start from (their variant counts then), or None.
+        workers: processes that draw; with none, pairs are drawn where the network is.
         command: what the card says makes these weights again; by default the call of this function.
     """
     torch.manual_seed(seed)
     model = RAFT(RAFTConfig(variant)) if start is None else RAFT.from_pretrained(start).train()
     variant = model.config.variant
-    pairs = Pairs(n_scenes, n_frames, batch_size, seed)
+    where = "cpu" if workers or device == "auto" else device
+    pairs = Pairs([collage_pairs(textures, where), scene_pairs(n_scenes, n_frames, seed, textures, where)],
+                  [COLLAGES, 1 - COLLAGES], batch_size, seed)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
@@ -105,13 +159,14 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
 
     validation = validation_clips()
     settings = {"variant": variant, "batch_size": batch_size, "n_iters": n_iters, "matching_weight": matching_weight,
-                "n_scenes": n_scenes, "n_frames": n_frames, "start": str(start), "seed": seed}
+                "n_scenes": n_scenes, "n_frames": n_frames, "textures": str(textures), "start": str(start),
+                "seed": seed}
     fit = training.fit(model, training.Batches(pairs), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="epe", higher_is_better=False, settings=settings, device=device,
                        devices=devices, precision=precision, workers=workers,
                        forward_methods=["predictions"], resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"RAFT, {variant}", **CARD,
-               data=f"{n_scenes} scenes of {n_frames} frames at {SIZE[0]}x{SIZE[1]}, "
+               data=f"{COLLAGES:.0%} collages, else {n_scenes} scenes of {n_frames} frames at {SIZE[0]}x{SIZE[1]}, "
                     f"scaled crops of {CROP[0]}x{CROP[1]}, {batch_size} pairs a step, {n_iters} corrections",
                validation=f"{len(validation)} other scenes, 12 corrections; epe in pixels, px1, px3, fl_all are shares",
                command=command or f"diffslic.recipes.raft.train({str(out_dir)!r}, steps={steps}, **{settings})")
@@ -120,7 +175,7 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
 
 def validation_clips(n_clips: int = 8) -> list[Clip]:
     """Scenes that no training run uses: 8 clips of 3 frames at 240x320."""
-    return scenes.clips("lab+street+crowd+static", n_clips, 3, SIZE, seed=VALIDATION_SEED)
+    return scenes.clips("lab+street+crowd+static", n_clips, 3, (240, 320), seed=VALIDATION_SEED)
 
 
 def evaluate(model: RAFT, clips: Sequence[Clip], n_iters: int = 12) -> dict[str, float]:

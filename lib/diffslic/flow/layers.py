@@ -1,0 +1,57 @@
+"""Layers of RAFT's encoders that are the usual ones, sooner done and in less memory."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRIP = 6e6  # bytes of the rows that a convolution of a large image takes at a time
+
+
+class StripConv2d(nn.Conv2d):
+    """A 3x3 convolution of stride 1 that takes large images a strip of rows at a time, where no gradient passes.
+
+    The library rearranges what a convolution reads and writes: of a strip, that is little memory, and in the cache.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, channels, H, W)."""
+        batch, channels, height, width = x.shape
+        rows = max(1, int(STRIP / (x.element_size() * batch * channels * width)))
+        if torch.is_grad_enabled() or rows >= height or x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x)
+        out = x.new_empty(batch, self.out_channels, height, width)
+        for top in range(0, height, rows):
+            bottom, above = min(top + rows, height), max(top - 1, 0)
+            strip = super().forward(x[:, :, above:bottom + 1])
+            out[:, :, top:bottom] = strip[:, :, top - above:bottom - above]
+        return out
+
+
+class InstanceNorm(nn.Module):
+    """Each channel of each image with mean 0 and variance 1; in place where no gradient passes.
+
+    As a group norm with one channel per group, which torch computes several times faster than under its own name.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W), twice."""
+        if torch.is_grad_enabled():
+            return F.group_norm(x, self.channels)
+        for part in x.split(16, dim=1):
+            part.copy_(F.group_norm(part, part.shape[1]))
+        return x
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """The usual one; in place where it is no longer trained and no gradient passes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W), twice."""
+        if self.training or torch.is_grad_enabled():
+            return super().forward(x)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return x.mul_(scale[:, None, None]).add_((self.bias - self.running_mean * scale)[:, None, None])
