@@ -7,7 +7,8 @@ import torch
 from diffslic import datasets, geometry, pipeline
 from diffslic.datasets import io
 from diffslic.datasets.video import Video, write_video
-from diffslic.flow import RAFT, polish
+from diffslic.flow import RAFT, occlusion, polish
+from diffslic.pipeline.segment import _frames_with_flow
 from diffslic.segmentation import UNet, UNetConfig
 from diffslic.superpixels import SSN, SpixelFCN, SSNConfig
 
@@ -110,13 +111,29 @@ def test_the_flow_of_a_video_is_rafts_polished(clips, raft):
     assert len(polished) == 2 and not torch.equal(polished[1], plain[1])
 
 
-def test_the_way_back_is_the_way_on_of_the_pair_exchanged(clips, raft, tmp_path):
+def test_both_ways_of_a_video_are_those_of_the_pairs_exchanged(clips, raft, tmp_path):
     frames = [clips[0].frame(t) for t in range(3)]
-    back = list(pipeline.video_backward_flow(raft, iter(frames), 2))
+    pairs = list(pipeline.video_flow_both_ways(raft, iter(frames), 2))
     on = next(iter(pipeline.video_flow(raft, [frames[2], frames[1]], 2)))
-    torch.testing.assert_close(back[1], on, rtol=0, atol=1e-3)
-    clip = pipeline.precompute_backward_flow(clips[:1], raft, tmp_path, 2, progress=False)[0]
+    torch.testing.assert_close(pairs[1].backward, on, rtol=0, atol=1e-3)
+    assert torch.equal(pairs[1].occlusion, occlusion(pairs[1].forward[None], pairs[1].backward[None])[0])
+    plain = list(pipeline.video_flow_both_ways(raft, iter(frames), 2, polished=False))
+    torch.testing.assert_close(plain[1].forward, list(raft.video(frames, 2))[1], rtol=0, atol=1e-3)
+    clip = pipeline.precompute_flow(clips[:1], raft, tmp_path, 2, both_ways=True, progress=False)[0]
     torch.testing.assert_close(clip.backward_flow(2), on, rtol=0, atol=0.02)
+    torch.testing.assert_close(clip.flow(1), pairs[1].forward, rtol=0, atol=0.02)
+
+
+def test_flow_both_ways_serves_for_one_way_and_not_the_other_way_round(clips, raft, tmp_path, monkeypatch):
+    path = tmp_path / f"{clips[0].name}.h5"
+    pipeline.precompute_flow(clips[:1], raft, tmp_path, 1, progress=False)
+    one_way = path.read_bytes()
+    both = pipeline.precompute_flow(clips[:1], raft, tmp_path, 1, both_ways=True, progress=False)[0]
+    assert both.has("backward_flow")
+    both_ways = path.read_bytes()
+    assert both_ways != one_way
+    pipeline.precompute_flow(clips[:1], raft, tmp_path, 1, progress=False)
+    assert path.read_bytes() == both_ways
 
 
 def test_precomputed_is_computed_once_and_only_once(clips, raft, tmp_path, monkeypatch):
@@ -209,7 +226,7 @@ def test_the_film_is_as_fast_as_the_video(clips, weights, tmp_path):
 
 def test_every_frame_has_the_flow_of_its_own_pixels(raft):
     frames = list(torch.rand(4, 3, *SIZE))
-    pairs = list(pipeline._frames_with_flow(raft, iter(frames), 2, polished=False))
+    pairs = list(_frames_with_flow(raft, iter(frames), 2, polished=False))
     assert [torch.equal(frame, own) for (frame, _), own in zip(pairs, frames)] == [True] * 4
     with torch.no_grad():
         assert torch.allclose(pairs[0][1], raft(frames[0][None], frames[1][None], 2)[0], atol=1e-4)

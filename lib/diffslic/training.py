@@ -220,6 +220,16 @@ def _validate(model: nn.Module, validate: Callable[[nn.Module], dict[str, float]
     return figures
 
 
+def own_share(items: Sequence[Any]) -> list[Any]:
+    """What this process takes of work that several share: under torchrun every n-th of them, otherwise all."""
+    return list(items)[int(os.environ.get("RANK", 0))::int(os.environ.get("WORLD_SIZE", 1))]
+
+
+def own_device(device: str) -> str:
+    """The device of this process: under torchrun "cuda" is the GPU of its number, otherwise what was asked for."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
 def check_device(device: torch.device | str) -> torch.device:
     """The device, once it is known to be there.
 

@@ -58,8 +58,6 @@ def with_flow_from(clip: Clip, folder: str | Path) -> Clip:
 def with_flow_of(clip: Clip, path: str | Path) -> Clip:
     """The clip with the flow there and back of a file, in the study's layout or in that of this project's caches.
 
-    A cache of flow alone, ``.../flow/<name>.h5``, has the way back beside it, ``.../backward_flow/<name>.h5``.
-
     Raises:
         FileNotFoundError, ValueError: see :func:`with_composite_flow` and :func:`diffslic.datasets.cached_clip`.
     """
@@ -67,12 +65,9 @@ def with_flow_of(clip: Clip, path: str | Path) -> Clip:
     if not is_cache(path):
         return with_composite_flow(clip, path)
     stored = cached_clip(Clip(clip.name, clip.size, {}, len(clip)), path)
-    back = path.parent.with_name("backward_flow") / path.name
-    if not stored.has("backward_flow") and back.is_file():
-        stored = cached_clip(stored, back)
     for kind in ("flow", "backward_flow"):
         if not stored.has(kind):
-            raise ValueError(f"{path}: a cache without {kind}, and {back} is not there; precompute flow both ways")
+            raise ValueError(f"{path}: a cache without {kind}; precompute flow both ways")
     return clip.with_readers(flow=stored.readers["flow"], backward_flow=stored.readers["backward_flow"])
 
 

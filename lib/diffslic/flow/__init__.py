@@ -9,6 +9,7 @@ from diffslic.flow.raft import RAFTConfig as RAFTConfig
 from diffslic.flow.variational import POLISH as POLISH
 from diffslic.flow.variational import polish as polish
 from diffslic.flow.variational import tvl1 as tvl1
+from diffslic.flow.video import BothWays as BothWays
 
-__all__ = ["POLISH", "RAFT", "RAFTConfig", "matching_loss", "motion_boundaries", "occlusion", "polish",
+__all__ = ["POLISH", "RAFT", "BothWays", "RAFTConfig", "matching_loss", "motion_boundaries", "occlusion", "polish",
            "sequence_loss", "tvl1"]

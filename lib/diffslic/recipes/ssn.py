@@ -232,11 +232,8 @@ def prepare(dataset: str, root: str | Path | None = None, *, n_scenes: int = N_S
         if flow_root is not None:
             return [with_flow_from(clip, flow_root) for clip in clips]
         network = RAFT.from_pretrained(raft, device)
-        for kind, precompute in (("flow", pipeline.precompute_flow),
-                                 ("backward_flow", pipeline.precompute_backward_flow)):
-            folder = pipeline.cache_folder(cache, "davis2016", resolution, kind)
-            clips = precompute(clips, network, folder, progress=progress)
-        return clips
+        folder = pipeline.cache_folder(cache, "davis2016", resolution, "flow")
+        return pipeline.precompute_flow(clips, network, folder, both_ways=True, progress=progress)
 
     return (with_flow(clips), with_flow(validation)) if flow else (clips, validation)
 

@@ -1,0 +1,32 @@
+"""Joins the rooms for use: frames to flow to superpixels to masks, from a cache or straight through."""
+
+from diffslic.pipeline.inputs import INPUTS as INPUTS
+from diffslic.pipeline.inputs import LEAST_SPREAD as LEAST_SPREAD
+from diffslic.pipeline.inputs import N_SPIXELS as N_SPIXELS
+from diffslic.pipeline.inputs import Superpixels as Superpixels
+from diffslic.pipeline.inputs import clip_input as clip_input
+from diffslic.pipeline.inputs import find_superpixels as find_superpixels
+from diffslic.pipeline.inputs import flow_channels as flow_channels
+from diffslic.pipeline.inputs import mirrored_input as mirrored_input
+from diffslic.pipeline.inputs import network_input as network_input
+from diffslic.pipeline.inputs import superpixel_differences as superpixel_differences
+from diffslic.pipeline.precompute import cache_folder as cache_folder
+from diffslic.pipeline.precompute import fingerprint as fingerprint
+from diffslic.pipeline.precompute import precompute_flow as precompute_flow
+from diffslic.pipeline.precompute import precompute_superpixels as precompute_superpixels
+from diffslic.pipeline.precompute import precompute_tvl1 as precompute_tvl1
+from diffslic.pipeline.precompute import video_flow as video_flow
+from diffslic.pipeline.precompute import video_flow_both_ways as video_flow_both_ways
+from diffslic.pipeline.save import save_flow as save_flow
+from diffslic.pipeline.save import save_superpixels as save_superpixels
+from diffslic.pipeline.segment import Segmentation as Segmentation
+from diffslic.pipeline.segment import predict as predict
+from diffslic.pipeline.segment import predict_from_flow as predict_from_flow
+from diffslic.pipeline.segment import segment as segment
+from diffslic.pipeline.segment import segment_clips as segment_clips
+
+__all__ = ["INPUTS", "LEAST_SPREAD", "N_SPIXELS", "Segmentation", "Superpixels", "cache_folder", "clip_input",
+           "find_superpixels", "fingerprint", "flow_channels", "mirrored_input", "network_input", "precompute_flow",
+           "precompute_superpixels", "precompute_tvl1", "predict", "predict_from_flow", "save_flow",
+           "save_superpixels", "segment", "segment_clips", "superpixel_differences", "video_flow",
+           "video_flow_both_ways"]

@@ -1,0 +1,127 @@
+"""Pre-generate, then train: flow and superpixels of clips, computed once and kept on disk."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise, tee
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from diffslic import datasets
+from diffslic.datasets.clip import Clip
+from diffslic.flow import POLISH, RAFT, BothWays, occlusion, polish, tvl1
+from diffslic.pipeline.inputs import N_SPIXELS, find_superpixels
+from diffslic.superpixels import SSN
+from diffslic.training import device_of
+
+
+def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished: bool = True) -> Iterator[Tensor]:
+    """Flow from each frame to the next as everything here uses it: RAFT's, polished.
+
+    Args:
+        frames: (3, H, W) RGB in [0, 1] each, all of one size; read one at a time.
+        n_iters: RAFT's corrections per pair.
+        polished: bring it to a fraction of a pixel by :func:`diffslic.flow.polish`.
+
+    Yields:
+        (2, H, W) flow in pixels, one less than there are frames.
+    """
+    ahead, seen = tee(frames)
+    for flow, (first, second) in zip(raft.video(ahead, n_iters), pairwise(seen)):
+        yield polish(first[None], second[None], flow[None])[0] if polished else flow
+
+
+def video_flow_both_ways(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12,
+                         polished: bool = True) -> Iterator[BothWays]:
+    """As :func:`video_flow`, between neighbouring frames there and back, with occlusion."""
+    ahead, seen = tee(frames)
+    for both, (first, second) in zip(raft.video_both_ways(ahead, n_iters), pairwise(seen)):
+        if not polished:
+            yield both
+            continue
+        forward = polish(first[None], second[None], both.forward[None])
+        backward = polish(second[None], first[None], both.backward[None])
+        yield BothWays(forward[0], backward[0], occlusion(forward, backward)[0], occlusion(backward, forward)[0])
+
+
+def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12, polished: bool = True,
+                    both_ways: bool = False, progress: bool = True) -> list[Clip]:
+    """Keep the flow of clips, one HDF5 file each, and return the clips with it as their ``flow``.
+
+    A file that is whole and made with the same weights and settings from a clip of the same length, first and last
+    frame is kept as it is, so a stopped run goes on where it was. A file with both ways serves for one as well.
+
+    Args:
+        folder: where the files go; ``<clip name>.h5`` each.
+        n_iters, polished: see :func:`video_flow`.
+        both_ways: keep the flow to the frame before too, as ``backward_flow``.
+    """
+    def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
+        frames = (clip.frame(t) for t in range(len(clip)))
+        if not both_ways:
+            return {"flow": video_flow(raft, frames, n_iters, polished)}
+        there, back = tee(video_flow_both_ways(raft, frames, n_iters, polished))
+        return {"flow": (pair.forward for pair in there), "backward_flow": (pair.backward for pair in back)}
+
+    settings = {"flow": fingerprint(raft), "n_iters": n_iters, "polished": POLISH if polished else "",
+                "both_ways": True}
+    accepted = [settings] if both_ways else [{**settings, "both_ways": False}, settings]
+    return _precompute(clips, Path(folder), accepted, fields, "flow", progress)
+
+
+def precompute_tvl1(clips: Sequence[Clip], folder: str | Path, progress: bool = True) -> list[Clip]:
+    """Keep TV-L1 flow of clips, as :func:`precompute_flow` keeps RAFT's: the opponent's input."""
+    def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
+        return {"flow": tvl1(clip.frame(t) for t in range(len(clip)))}
+
+    return _precompute(clips, Path(folder), [{"flow": "tvl1"}], fields, "TV-L1 flow", progress)
+
+
+def precompute_superpixels(clips: Sequence[Clip], ssn: SSN, folder: str | Path, n_spixels: int = N_SPIXELS,
+                           progress: bool = True) -> list[Clip]:
+    """Keep the superpixels of clips and their features, as :func:`precompute_flow` keeps the flow."""
+    device = device_of(ssn)
+
+    def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
+        found = (find_superpixels(ssn, clip.frame(t).to(device), n_spixels) for t in range(len(clip)))
+        labels, vectors = tee(found)
+        return {"superpixel_labels": (frame.labels for frame in labels),
+                "superpixel_vectors": (frame.vectors for frame in vectors)}
+
+    settings = {"superpixels": fingerprint(ssn), "vectors": "appearance", "n_spixels": n_spixels}
+    return _precompute(clips, Path(folder), [settings], fields, "superpixels", progress)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of a network's weights: other weights, another fingerprint."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def ends(clip: Clip) -> str:
+    """A hash of the first and the last frame, which stand for the clip: other pictures, another hash."""
+    return hashlib.sha256(torch.stack([clip.frame(0), clip.frame(len(clip) - 1)]).numpy().tobytes()).hexdigest()[:16]
+
+
+def cache_folder(cache: str | Path, dataset: str, resolution: str, kind: str) -> Path:
+    """Where the flow, TV-L1 flow or superpixels (``kind``) of a dataset at a resolution are kept."""
+    return Path(cache) / dataset / (resolution if dataset.startswith(("davis", "scenes")) else "") / kind
+
+
+def _precompute(clips: Sequence[Clip], folder: Path, accepted: Sequence[Mapping[str, Any]],
+                fields: Callable[[Clip], dict[str, Iterable[Tensor]]], what: str, progress: bool) -> list[Clip]:
+    """Write what is not there yet, with the first of the settings that are accepted in a file that is there."""
+    cached = []
+    for clip in tqdm(clips, desc=what, unit="clip", disable=not progress):
+        path = folder / f"{clip.name}.h5"
+        is_of = {"size": list(clip.size), "frames": ends(clip)}
+        if not any(datasets.is_current(path, {**settings, **is_of}, len(clip)) for settings in accepted):
+            datasets.write_clip_cache(path, fields(clip), len(clip), {**accepted[0], **is_of})
+        cached.append(datasets.cached_clip(clip, path))
+    return cached

@@ -1,0 +1,194 @@
+"""The whole job: frames to flow to superpixels to masks, from a cache or straight through."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import tee
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffslic import datasets, geometry, viz
+from diffslic.datasets import io
+from diffslic.datasets.clip import Clip
+from diffslic.datasets.video import write_video
+from diffslic.files import note_says, write_note
+from diffslic.flow import POLISH, RAFT
+from diffslic.pipeline.inputs import clip_input, find_superpixels, mirrored_input, network_input
+from diffslic.pipeline.precompute import ends, fingerprint, video_flow
+from diffslic.segmentation import UNet
+from diffslic.superpixels import SSN
+from diffslic.training import device_of
+
+
+def predict(unet: UNet, clip: Clip, progress: bool = False) -> np.ndarray:
+    """Masks of a clip from what it already holds (see ``precompute_*``).
+
+    Returns:
+        (T, H, W) uint8: 1 where something moves by itself. No flow leaves the last frame: its mask repeats the one
+        before (the DAVIS protocol leaves that frame out).
+    """
+    _check_length(clip)
+    device = device_of(unet)
+    masks = np.zeros((len(clip), *clip.size), dtype=np.uint8)
+    for t in tqdm(clip.frames_with("flow"), desc=clip.name, unit="frame", disable=not progress):
+        masks[t] = _mask(unet, clip_input(clip, t, unet.config.inputs).to(device), clip.size)
+    masks[-1] = masks[-2]
+    return masks
+
+
+def predict_from_flow(method: Callable[[Tensor], Tensor], clip: Clip) -> np.ndarray:
+    """Masks of a clip by a method that sees its flow alone, as :func:`predict` gives a network's.
+
+    Args:
+        method: (1, 2, H, W) flow in pixels to (1, H, W) bool, such as ``segmentation.camera_residual_mask``.
+
+    Returns:
+        (T, H, W) uint8; the last frame repeats the mask before it.
+    """
+    _check_length(clip)
+    masks = [method(clip.flow(t)[None])[0].byte().cpu().numpy() for t in clip.frames_with("flow")]
+    return np.stack([*masks, masks[-1]])
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What moves by itself in a video: computed when it is asked for, a frame at a time."""
+
+    clip: Clip
+    unet: UNet
+    raft: RAFT
+    ssn: SSN
+    rows: int
+    n_iters: int
+    polished: bool
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """(T, H, W) uint8 of the whole video: 0 background, 1 moving."""
+        return np.stack(list(self.frames()))
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Masks (H, W) uint8 of the frames from ``start`` on: frames to flow to superpixels to masks."""
+        height, width = self.clip.size
+        size = (self.rows, max(8, round(width * self.rows / height))) if self.rows < height else self.clip.size
+        first = min(start, len(self.clip) - 2)  # flow needs two frames
+        device, inputs = device_of(self.unet), self.unet.config.inputs
+        pictures = (geometry.resize(self.clip.frame(t)[None].to(device), size)[0]
+                    for t in range(first, len(self.clip)))
+        pairs = _frames_with_flow(self.raft, pictures, self.n_iters, self.polished)
+        for t, (frame, flow) in enumerate(pairs, first):
+            if t >= start:
+                superpixels = find_superpixels(self.ssn, frame) if "superpixels" in inputs else None
+                yield _mask(self.unet, network_input(inputs, flow, superpixels, frame), self.clip.size)
+
+    def save(self, folder: str | Path, overlay: bool = True, fps: float | None = None,
+             progress: bool = True) -> None:
+        """Write ``masks/*.png`` and, with ``overlay``, ``overlay/*.png`` and ``overlay.mp4``, each file whole.
+
+        Masks are written as they are made, so a video may be of any length. A run that was stopped goes on after its
+        last whole mask; ``segmentation.json`` tells it that the masks are its own.
+
+        Args:
+            folder: made where absent.
+            fps: frames per second of the film; None: as the video has, or 24 where that is not known.
+
+        Raises:
+            ValueError: the folder holds the masks of another video, or of other networks.
+        """
+        if fps is not None and not 0 < fps < 1000:
+            raise ValueError(f"fps must lie between 0 and 1000, got {fps}")
+        folder, length = Path(folder), len(self.clip)
+        self._claim(folder)
+        paths = [folder / "masks" / f"{self.clip.frame_name(t)}.png" for t in range(length)]
+        done = next((t for t, path in enumerate(paths) if not path.is_file()), length)
+        with tqdm(total=length, initial=done, desc=self.clip.name, unit="frame", disable=not progress) as bar:
+            for path, mask in zip(paths[done:], self.frames(done) if done < length else ()):
+                io.write_labels(path, torch.from_numpy(mask.astype(np.int64)))
+                bar.update()
+        if overlay:
+            for t, picture in enumerate(self._overlays(paths)):
+                io.write_image(folder / "overlay" / f"{self.clip.frame_name(t)}.png", picture)
+            write_video(folder / "overlay.mp4", self._overlays(paths), fps or self.clip.fps or 24)
+
+    def _claim(self, folder: Path) -> None:
+        """Note in the folder whose masks it holds; refuse one that holds others."""
+        settings = {"frames": len(self.clip), "ends": ends(self.clip), "rows": self.rows,
+                    "n_iters": self.n_iters, "polished": POLISH if self.polished else "",
+                    "networks": [fingerprint(net) for net in (self.unet, self.raft, self.ssn)]}
+        note = folder / "segmentation.json"
+        if (folder / "masks").is_dir() and not note_says(note, settings):
+            raise ValueError(f"{folder} holds other masks: remove them or choose another folder")
+        write_note(note, settings)
+
+    def _overlays(self, paths: Sequence[Path]) -> Iterator[Tensor]:
+        for t, path in enumerate(paths):
+            picture = viz.overlay(self.clip.frame(t), io.read_labels(path))
+            yield torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+
+
+def segment(source: str | Path | Clip, weights: str | Path = "motion", raft: str | Path = "small",
+            ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, polished: bool = True,
+            device: str = "cpu") -> Segmentation:
+    """The whole job: ``segment("my_frames/").save("masks/")``.
+
+    Args:
+        source: a folder of frames, a video file, or a clip.
+        weights, raft, ssn: shipped names or files of the U-Net, the flow and the superpixel network.
+        rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
+        n_iters, polished: see :func:`video_flow`.
+
+    Returns:
+        A :class:`Segmentation`, nothing of which is computed yet.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing to read, one frame only, no such weights or device.
+    """
+    if rows < 8 or n_iters < 1:
+        raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
+    clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
+    _check_length(clip)
+    return Segmentation(clip, UNet.from_pretrained(weights, device), RAFT.from_pretrained(raft, device),
+                        SSN.from_pretrained(ssn, device), rows, n_iters, polished)
+
+
+def segment_clips(clips: Sequence[Clip], folder: str | Path, overlay: bool = True, fps: float | None = None,
+                  progress: bool = True, **how: Any) -> None:
+    """Segment every clip of a dataset into ``folder/<clip name>``; see :func:`segment` and :meth:`Segmentation.save`.
+
+    Args:
+        how: arguments of :func:`segment`; the networks are loaded once.
+    """
+    first = segment(clips[0], **how)
+    for clip in clips:
+        _check_length(clip)
+        replace(first, clip=clip).save(Path(folder) / clip.name, overlay, fps, progress)
+
+
+def _check_length(clip: Clip) -> None:
+    if len(clip) < 2:
+        raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
+
+
+def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int,
+                      polished: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every frame (3, H, W) with a flow of its own pixels; the last one's is the way back, turned around."""
+    ahead, seen = tee(frames)
+    for flow, frame in zip(video_flow(raft, ahead, n_iters, polished), seen):  # zip leaves the last in ``seen``
+        yield frame, flow
+        before = frame
+    last = next(seen)
+    yield last, -next(video_flow(raft, (last, before), n_iters, polished))
+
+
+@torch.no_grad()
+def _mask(unet: UNet, channels: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Seen as it is and in a mirror, the logits averaged: mirrored channels get the mirrored mask."""
+    views = torch.stack([channels, mirrored_input(channels, unet.config.inputs)])
+    as_it_is, mirrored = unet(views)
+    logits = geometry.resize((as_it_is + mirrored.flip(-1))[None], size)
+    return (logits[0, 0] > 0).byte().cpu().numpy()
