@@ -86,18 +86,19 @@ def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, pol
     folder, write = Path(folder), LAYOUTS[layout]
     names = [clip.frame_name(t) for t in range(len(clip))]
     device = device_of(raft)
-    frames = (clip.frame(t).to(device) for t in tqdm(range(len(clip)), desc=clip.name, unit="frame",
-                                                     disable=not progress))
+    pairs = _pairs(raft, (clip.frame(t).to(device) for t in range(len(clip))), n_iters, polished, both_ways)
     lengths, peaks, occluded = [], [], []
-    for name, after, pair in zip(names, names[1:], _pairs(raft, frames, n_iters, polished, both_ways)):
-        write(folder / "flow" / f"{name}.{layout}", pair.forward)
-        length = pair.forward.norm(dim=0).cpu()
-        lengths.append(float(length.mean()))
-        peaks.append(float(np.percentile(length.numpy(), 99)))
-        if pair.backward is not None:
-            write(folder / "backward" / f"{after}.{layout}", pair.backward)
-            io.write_labels(folder / "occlusion" / f"{name}.png", pair.occlusion.long().cpu())
-            occluded.append(float(pair.occlusion.float().mean()))
+    with tqdm(total=len(clip) - 1, desc=clip.name, unit="pair", disable=not progress) as bar:
+        for name, after, pair in zip(names, names[1:], pairs):
+            write(folder / "flow" / f"{name}.{layout}", pair.forward)
+            length = pair.forward.norm(dim=0).cpu()
+            lengths.append(float(length.mean()))
+            peaks.append(float(np.percentile(length.numpy(), 99)))
+            if pair.backward is not None:
+                write(folder / "backward" / f"{after}.{layout}", pair.backward)
+                io.write_labels(folder / "occlusion" / f"{name}.png", pair.occlusion.long().cpu())
+                occluded.append(float(pair.occlusion.float().mean()))
+            bar.update()
     largest = largest or max(max(peaks), 1e-3)
 
     def pictures() -> Iterator[Tensor]:
