@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diffslic import datasets, geometry, pipeline
+from diffslic.datasets import io
 from diffslic.flow import RAFT
 from diffslic.recipes import augment, raft, ssn, unet
 from diffslic.segmentation import UNet
@@ -27,9 +28,18 @@ def drawn(n_frames=3):
     return datasets.open("scenes", preset="lab", n_clips=1, n_frames=n_frames, size=SIZE)
 
 
-def test_pairs_stay_pairs_after_augmentation(monkeypatch):
+def flow_clips(n_clips=2, size=(280, 340)):
+    return datasets.open("scenes", preset="lab", n_clips=n_clips, n_frames=2, size=size)
+
+
+SOURCES = {"scenes": lambda: raft.scene_pairs(2, 3, 3), "collages": raft.collage_pairs,
+           "clips": lambda: raft.clip_pairs(flow_clips())}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_pairs_stay_pairs_after_augmentation(monkeypatch, source):
     monkeypatch.setattr(augment, "jitter_colors", lambda images, rng: images)
-    batch = raft.Pairs(n_scenes=2, n_frames=2, batch_size=4, seed=3)(0)
+    batch = raft.Pairs({SOURCES[source](): 1.0}, batch_size=4, seed=3)(0)
     assert batch["image1"].shape == (4, 3, *raft.CROP)
     warped = geometry.warp(batch["image2"], batch["flow"], padding="border")
     seen = geometry.lands_inside(batch["flow"]) & batch["valid"]
@@ -38,7 +48,8 @@ def test_pairs_stay_pairs_after_augmentation(monkeypatch):
     assert after < 0.6 * before
 
 
-@pytest.mark.parametrize("make", [lambda: raft.Pairs(2, 2, 2, 3), lambda: ssn.Crops(drawn(), 2, 3, flow=True)])
+@pytest.mark.parametrize("make", [lambda: raft.Pairs({raft.collage_pairs(): 0.5, raft.scene_pairs(1, 2, 3): 0.5}, 2, 3),
+                                   lambda: ssn.Crops(drawn(), 2, 3, flow=True)])
 def test_a_batch_depends_on_its_number_alone(make):
     first, second = make(), make()
     second(4)
@@ -173,6 +184,30 @@ def test_a_few_steps_of_raft(tmp_path, monkeypatch):
     assert np.isfinite(fit.history["epe"]).all()
 
 
+def test_fine_tuning_on_clips_with_flow_that_is_partly_known(tmp_path):
+    clip, other = flow_clips(2, SIZE)
+    half_known = clip.with_readers(flow=lambda t: clip.flow(t).where(torch.arange(SIZE[0])[:, None] > 9, torch.nan))
+    fit = raft.train(tmp_path / "raft", start="small", clips=[half_known], validation=[other], steps=2, batch_size=1,
+                     n_iters=2, learning_rate=1e-4, workers=0, device="cpu", progress=False)
+    assert np.isfinite(fit.history[["loss", "epe", "epe_visible"]]).all(axis=None)
+    assert "1 clips" in (tmp_path / "raft" / "card.md").read_text()
+
+
+def test_flow_sets_are_split_by_clip(tmp_path):
+    for number in range(3):
+        for end, image in (("img1", 0.2), ("img2", 0.4)):
+            io.write_image(tmp_path / f"{number:05d}_{end}.png", torch.full((3, 8, 9), image))
+            (tmp_path / f"{number:05d}_{end}.png").rename(tmp_path / f"{number:05d}_{end}.ppm")
+        io.write_flo(tmp_path / f"{number:05d}_flow.flo", torch.zeros(2, 8, 9))
+    clips, validation = raft.prepare("flyingchairs", tmp_path)
+    assert [clip.name for clip in clips] == ["00000", "00001"] and [clip.name for clip in validation] == ["00002"]
+    assert raft.prepare("scenes")[0] == []
+    with pytest.raises(ValueError, match="RAFT learns on scenes, flyingchairs, sintel, kitti, tartanair, got 'davis"):
+        raft.prepare("davis2016", tmp_path)
+    with pytest.raises(ValueError, match="kitti needs root"):
+        raft.prepare("kitti")
+
+
 def test_a_few_steps_of_every_superpixel_network(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(ssn, "COUNTS", (20,))
     how = {"steps": 2, "batch_size": 1, "workers": 0, "device": "cpu", "progress": False}
@@ -239,16 +274,14 @@ def test_a_network_learns_to_read_more_inputs(clips, tmp_path):
         unet.train(tmp_path / "c", clips[:2], clips[2:], inputs=["image", "flow"], start=first.weights)
 
 
-def test_wild_flow_is_no_lesson_and_spoils_none(monkeypatch):
-    draw = raft._draw_pairs
+def test_wild_flow_is_no_lesson_and_spoils_none():
+    source = raft.collage_pairs()
 
-    def with_a_wild_point(clip):
-        pairs = draw(clip)
-        for _, flow in pairs:
-            flow[:, 100:140, 100:220] = 20_000.0
-        return pairs
+    def with_a_wild_point(rng):
+        pair = source(rng)
+        pair.flow[:, 100:140, 100:220] = 20_000.0
+        return pair
 
-    monkeypatch.setattr(raft, "_draw_pairs", with_a_wild_point)
-    batch = raft.Pairs(n_scenes=1, n_frames=2, batch_size=6, seed=3)(0)
+    batch = raft.Pairs({with_a_wild_point: 1.0}, batch_size=6, seed=3)(0)
     valid = batch["valid"][:, None].expand_as(batch["flow"])
     assert not batch["valid"].all() and batch["flow"][valid].abs().max() < raft.LARGEST

@@ -73,24 +73,29 @@ def train_ssn(
 
 @train_app.command("raft")
 def train_raft(
-    out: TrainOut, variant: Annotated[str, typer.Option(help="small or large.")] = "small", steps: Steps = 2200,
-    batch_size: Batch = 4, start: Start = None,
+    out: TrainOut,
+    dataset: Annotated[str, typer.Option(help="scenes, flyingchairs, sintel, kitti or tartanair.")] = "scenes",
+    root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
+    variant: Annotated[str, typer.Option(help="small or large; of --start, its own.")] = "small",
     n_iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
     textures: Annotated[Path | None, typer.Option(help="A folder of photographs to draw with, such as BSDS500's.",
                                                   show_default="those of scikit-image")] = None,
     n_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 160,
-    rate: Rate = 4e-4,
-    seed: Seed = 1, device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true",
-    workers: Workers = 1, logger: Logger = None, as_json: Json = False,
+    start: Start = None, steps: Steps = 2200, batch_size: Batch = 4, rate: Rate = 4e-4, seed: Seed = 1,
+    device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true", workers: Workers = 1,
+    logger: Logger = None, as_json: Json = False,
 ) -> None:
-    """Train RAFT on scenes.
+    """Train RAFT on scenes and collages, or on a dataset with flow.
 
-    Example: torchrun --nproc-per-node 4 -m diffslic train raft --out runs/raft --batch-size 8
+    Example: diffslic train raft --out runs/chairs --dataset flyingchairs --root ../FlyingChairs --start small
+
+    On many GPUs: torchrun --nproc-per-node 4 -m -- diffslic train raft --out runs/raft --batch-size 8
     """
     from diffslic.recipes import raft
 
-    fit = raft.train(out, variant=variant, steps=steps, batch_size=batch_size, n_iters=n_iters, n_scenes=n_scenes,
-                     textures=textures, start=start, learning_rate=rate, seed=seed,
+    clips, validation = raft.prepare(dataset, root)
+    fit = raft.train(out, variant=variant, clips=clips, validation=validation, n_iters=n_iters, textures=textures,
+                     n_scenes=n_scenes, start=start, steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed,
                      **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
 

@@ -18,10 +18,14 @@ from diffslic.datasets.clip import Clip as Clip
 
 # Name -> (module, function). A module is imported when it is asked for: the scenes bring their textures along.
 DATASETS = {"scenes": ("scenes", "clips"), "davis2016": ("davis", "davis2016"), "davis2017": ("davis", "davis2017"),
-            "tartanair": ("tartanair", "clips"), "bsds500": ("bsds500", "photographs"), "folder": ("folder", "clips")}
+            "tartanair": ("tartanair", "clips"), "bsds500": ("bsds500", "photographs"),
+            "flyingchairs": ("flow_sets", "flyingchairs"), "sintel": ("flow_sets", "sintel"),
+            "kitti": ("flow_sets", "kitti"), "folder": ("folder", "clips")}
 # The same for what names the problems of a dataset's files; scenes have no files.
 CHECKS = {"davis2016": ("davis", "problems2016"), "davis2017": ("davis", "problems2017"),
-          "tartanair": ("tartanair", "problems"), "bsds500": ("bsds500", "problems"), "folder": ("folder", "problems")}
+          "tartanair": ("tartanair", "problems"), "bsds500": ("bsds500", "problems"),
+          "flyingchairs": ("flow_sets", "flyingchairs_problems"), "sintel": ("flow_sets", "sintel_problems"),
+          "kitti": ("flow_sets", "kitti_problems"), "folder": ("folder", "problems")}
 
 __all__ = ["CHECKS", "DATASETS", "Clip", "cached_clip", "check", "is_current", "open", "write_clip_cache"]
 
@@ -30,8 +34,8 @@ def open(name: str, **options: Any) -> list[Clip]:
     """Open a dataset: ``datasets.open("davis2016", root="data/DAVIS2016", split="val")``.
 
     Args:
-        name: "scenes" (procedural, needs no files), "davis2016", "davis2017", "tartanair", "bsds500", "folder"
-            (own frames or a video file).
+        name: "scenes" (procedural, needs no files), "davis2016", "davis2017", "tartanair", "bsds500",
+            "flyingchairs", "sintel", "kitti", "folder" (own frames or a video file).
         options: those of the dataset's own function, e.g. :func:`diffslic.datasets.davis.davis2016`.
 
     Raises:

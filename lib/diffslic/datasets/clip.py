@@ -71,7 +71,7 @@ class Clip:
         return self._read("annotations", t)
 
     def flow(self, t: int) -> Tensor:
-        """(2, H, W) float32 pixels, frame t to t + 1, t in 0..T-2."""
+        """(2, H, W) float32 pixels, frame t to t + 1, t in 0..T-2; NaN where it is not known."""
         return self._read("flow", t)
 
     def backward_flow(self, t: int) -> Tensor:

@@ -26,7 +26,12 @@ def photographs(folder: str | Path | None = None) -> list[Tensor]:
         FileNotFoundError, ValueError: no such folder, no images in it, or one that cannot be read.
     """
     if folder is not None:
-        return [(io.read_image(path) * 255).round().byte() for path in image_files(Path(folder))]
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder of photographs")
+        files = image_files(Path(folder))
+        if not files:
+            raise FileNotFoundError(f"{folder}: no images, expected photographs directly in it")
+        return [(io.read_image(path) * 255).round().byte() for path in files]
     images = []
     for name in SHIPPED:
         image = getattr(data, name)()

@@ -1,6 +1,6 @@
 """How RAFT is trained on scenes: pairs of frames with exact flow, the paper's sequence loss, end-point error."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffslic import geometry, metrics, training
+from diffslic import datasets, geometry, metrics, training
 from diffslic.datasets import collages, scenes
 from diffslic.datasets.clip import Clip
 from diffslic.datasets.photographs import photographs
@@ -24,6 +24,7 @@ LARGEST = 200  # pixels of flow that are taught
 LONGEST_STEP = 3  # frames between the two of a pair of a scene: slow and fast motion
 COLLAGES = 0.5  # the share of collages beside scenes
 COLORED = 0.6  # the share of pairs whose colours change
+FLOW_SETS = ("flyingchairs", "sintel", "kitti", "tartanair")
 VALIDATION_SEED = 900_000  # scenes from this seed on are never trained on
 CARD = {"what": "Optical flow (Teed and Deng 2020), trained on procedural scenes only.",
         "gpu_command": "diffslic train raft --out runs/raft --steps 60000 --batch-size 12 --workers 12 --device cuda",
@@ -46,16 +47,16 @@ class Pairs:
     """Batches of image pairs with their flow, each cut, scaled, mirrored, coloured and blurred anew.
 
     Args:
-        sources: where pairs come from; each gives one when called.
-        shares: how often each is asked, summing to one.
+        sources: where pairs come from, and how often each is asked, summing to one.
         batch_size: pairs per batch.
         seed: chooses everything random.
     """
 
-    def __init__(self, sources: Sequence[Source], shares: Sequence[float], batch_size: int, seed: int) -> None:
+    def __init__(self, sources: Mapping[Source, float], batch_size: int, seed: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.sources, self.shares, self.batch_size, self.seed = list(sources), list(shares), batch_size, seed
+        self.sources, self.shares = list(sources), list(sources.values())
+        self.batch_size, self.seed = batch_size, seed
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Batch ``number``: image1, image2 (B, 3, h, w), flow (B, 2, h, w), valid (B, h, w)."""
@@ -126,18 +127,57 @@ def collage_pairs(folder: str | Path | None = None, device: str = "cpu") -> Sour
     return sample
 
 
+def clip_pairs(clips: Sequence[Clip]) -> Source:
+    """Pairs of neighbouring frames of clips with flow; where it is NaN it is not taught."""
+    places = [(clip, t) for clip in clips for t in clip.frames_with("flow")]
+
+    def sample(rng: np.random.Generator) -> Sample:
+        clip, t = places[int(rng.integers(len(places)))]
+        flow = clip.flow(t)
+        return Sample(torch.stack([clip.frame(t), clip.frame(t + 1)]), flow, flow.isfinite().all(0))
+
+    return sample
+
+
+def prepare(dataset: str, root: str | Path | None = None) -> tuple[list[Clip], list[Clip]]:
+    """Clips with flow to train on and to validate on, or none to train on where pairs are drawn.
+
+    Args:
+        dataset: "scenes", or a set of files with flow: "flyingchairs", "sintel", "kitti", "tartanair".
+        root: the folder of a set of files. One clip in ten validates, one at least.
+
+    Raises:
+        ValueError: another dataset, no ``root``, or a single clip.
+    """
+    if dataset == "scenes":
+        return [], validation_clips()
+    if dataset not in FLOW_SETS:
+        raise ValueError(f"RAFT learns on scenes, {', '.join(FLOW_SETS)}, got {dataset!r}")
+    if root is None:
+        raise ValueError(f"{dataset} needs root=..., its folder on disk (see data/README.md)")
+    clips = [clip for clip in datasets.open(dataset, root=root) if clip.has("flow")]
+    if len(clips) < 2:
+        raise ValueError(f"{root}: training needs two clips with flow at least, one of them to validate, "
+                         f"got {len(clips)}")
+    held_out = clips[9::10] or clips[-1:]
+    return [clip for clip in clips if clip not in held_out], held_out
+
+
 def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, batch_size: int = 4, n_iters: int = 12,
-          learning_rate: float = 4e-4, matching_weight: float = 1.0, n_scenes: int = 160, n_frames: int = 6,
+          learning_rate: float = 4e-4, matching_weight: float = 1.0, clips: Sequence[Clip] = (),
+          validation: Sequence[Clip] = (), n_scenes: int = 160, n_frames: int = 6,
           textures: str | Path | None = None, start: str | Path | None = None,
           validate_every: int = 500, seed: int = 1, device: str = "auto", devices: int = 1,
           precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
           command: str = "", progress: bool = True) -> training.FitResult:
-    """Train RAFT on scenes and collages; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
+    """Train RAFT on scenes and collages, or on clips with flow; ``out_dir`` gets what :func:`training.fit` says.
 
     Args:
         variant: "small" or "large".
         n_iters: corrections per pair while training.
         matching_weight: of :func:`diffslic.flow.matching_loss` beside the paper's loss.
+        clips: with flow, to train on; where there are none, scenes and collages are drawn.
+        validation: clips with flow; by default :func:`validation_clips`.
         n_scenes, n_frames: the pool of scenes, drawn on the fly.
         textures: a folder of photographs for scenes and collages; None for those of scikit-image.
         start: weights to start from (their variant counts then), or None.
@@ -148,8 +188,9 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
     model = RAFT(RAFTConfig(variant)) if start is None else RAFT.from_pretrained(start).train()
     variant = model.config.variant
     where = "cpu" if workers or device == "auto" else device
-    pairs = Pairs([collage_pairs(textures, where), scene_pairs(n_scenes, n_frames, seed, textures, where)],
-                  [COLLAGES, 1 - COLLAGES], batch_size, seed)
+    sources = {collage_pairs(textures, where): COLLAGES,
+               scene_pairs(n_scenes, n_frames, seed, textures, where): 1 - COLLAGES}
+    pairs = Pairs({clip_pairs(clips): 1.0} if clips else sources, batch_size, seed)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
@@ -157,19 +198,20 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         matching = matching_loss(similarity, batch["flow"], batch["valid"])
         return sequence_loss(flows, batch["flow"], batch["valid"]) + matching_weight * matching
 
-    validation = validation_clips()
+    validation = validation or validation_clips()
     settings = {"variant": variant, "batch_size": batch_size, "n_iters": n_iters, "matching_weight": matching_weight,
                 "n_scenes": n_scenes, "n_frames": n_frames, "textures": str(textures), "start": str(start),
-                "seed": seed}
+                "clips": [clip.name for clip in clips], "seed": seed}
     fit = training.fit(model, training.Batches(pairs), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="epe", higher_is_better=False, settings=settings, device=device,
                        devices=devices, precision=precision, workers=workers,
                        forward_methods=["predictions"], resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"RAFT, {variant}", **CARD,
-               data=f"{COLLAGES:.0%} collages, else {n_scenes} scenes of {n_frames} frames at {SIZE[0]}x{SIZE[1]}, "
-                    f"scaled crops of {CROP[0]}x{CROP[1]}, {batch_size} pairs a step, {n_iters} corrections",
-               validation=f"{len(validation)} other scenes, 12 corrections; epe in pixels, px1, px3, fl_all are shares",
-               command=command or f"diffslic.recipes.raft.train({str(out_dir)!r}, steps={steps}, **{settings})")
+               data=(f"{len(clips)} clips, " if clips else
+                     f"{COLLAGES:.0%} collages, else {n_scenes} scenes of {n_frames} frames at {SIZE[0]}x{SIZE[1]}, ")
+               + f"scaled crops of {CROP[0]}x{CROP[1]}, {batch_size} pairs a step, {n_iters} corrections",
+               validation=f"{len(validation)} other clips, 12 corrections; epe in pixels, px1, px3, fl_all are shares",
+               command=command or f"diffslic.recipes.raft.train({str(out_dir)!r}, steps={steps}, ...)")
     return fit
 
 
@@ -179,13 +221,17 @@ def validation_clips(n_clips: int = 8) -> list[Clip]:
 
 
 def evaluate(model: RAFT, clips: Sequence[Clip], n_iters: int = 12) -> dict[str, float]:
-    """Means over all pairs of the clips: epe in pixels, shares px1, px3, fl_all; epe_visible skips what is hidden."""
+    """Means over all pairs of the clips: epe in pixels, shares px1, px3, fl_all.
+
+    Where all clips tell what is hidden, ``epe_visible`` leaves it out.
+    """
     device = training.device_of(model)
     rows = []
     for clip in clips:
         frames = [clip.frame(t).to(device) for t in range(len(clip))]
         for t, flow in enumerate(model.video(frames, n_iters)):
-            truth, visible = clip.flow(t), ~clip.occlusion(t)
-            figures = metrics.flow(flow.cpu(), truth)
-            rows.append({**figures, "epe_visible": metrics.flow(flow.cpu(), truth, visible)["epe"]})
+            figures = metrics.flow(flow.cpu(), clip.flow(t))
+            if all(each.has("occlusion") for each in clips):
+                figures["epe_visible"] = metrics.flow(flow.cpu(), clip.flow(t), ~clip.occlusion(t))["epe"]
+            rows.append(figures)
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
