@@ -6,10 +6,11 @@ from diffslic.flow.losses import matching_loss as matching_loss
 from diffslic.flow.losses import sequence_loss as sequence_loss
 from diffslic.flow.raft import RAFT as RAFT
 from diffslic.flow.raft import RAFTConfig as RAFTConfig
+from diffslic.flow.smoothing import smooth_by_superpixels as smooth_by_superpixels
 from diffslic.flow.variational import POLISH as POLISH
 from diffslic.flow.variational import polish as polish
 from diffslic.flow.variational import tvl1 as tvl1
 from diffslic.flow.video import BothWays as BothWays
 
 __all__ = ["POLISH", "RAFT", "BothWays", "RAFTConfig", "matching_loss", "motion_boundaries", "occlusion", "polish",
-           "sequence_loss", "tvl1"]
+           "sequence_loss", "smooth_by_superpixels", "tvl1"]
