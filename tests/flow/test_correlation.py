@@ -63,6 +63,21 @@ def test_the_size_decides_between_the_two(monkeypatch):
     assert isinstance(correlation(*features, LEVELS, RADIUS), RowBlocks)
 
 
+@pytest.mark.parametrize("readings", [0, 1, 3])
+def test_one_gradient_collects_all_readings(readings):
+    """As if every reading had made its own: also of the volume's other uses, twice, and with no reading at all."""
+    volume = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    index = [torch.randint(12, (2, 5, 7)) for _ in range(readings)]
+
+    def value(read):
+        return sum((read(each).square().sum() for each in index), start=volume.square().sum())
+
+    expected, = torch.autograd.grad(value(lambda each: volume.gather(2, each)), volume)
+    for _ in range(2):
+        found, = torch.autograd.grad(value(module._Taps(volume)), volume)
+        assert (found - expected).abs().max() < 1e-12
+
+
 def test_gradients_pass_through_both(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 1)
     position = some_positions(1, (5, 6), 1.0)

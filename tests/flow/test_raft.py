@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from diffslic.flow import RAFT, RAFTConfig, sequence_loss
-from diffslic.flow.correlation import correlation_pyramid, lookup
+from diffslic.flow.correlation import Volume, correlation_pyramid
 from diffslic.flow.raft import convex_upsample
 from diffslic.flow.released import own_keys
 
@@ -95,7 +95,7 @@ def test_lookup_against_a_plain_loop():
     features1, features2 = torch.randn(2, 1, 8, 6, 9, dtype=torch.float64)
     pyramid = correlation_pyramid(features1, features2, levels)
     position = torch.rand(1, 2, 6, 9, dtype=torch.float64) * 14 - 3  # some of it far outside
-    found = lookup(pyramid, position, radius)
+    found = Volume(pyramid, radius)(position)
     channel = 0
     for level in range(levels):
         volume = torch.einsum("bchw,bcij->bhwij", features1, features2) / 8 ** 0.5
@@ -169,6 +169,14 @@ def test_sequence_loss_weighs_later_steps_more_and_skips_invalid_pixels():
     steps = [torch.ones(2, 2, 4, 4), torch.full((2, 2, 4, 4), 0.5)]
     steps[1][1, :, :, :2] = 100.0
     assert torch.allclose(sequence_loss(steps, truth, valid), torch.tensor(0.8 * 2 + 1.0))
+
+
+def test_a_power_below_one_makes_far_misses_count_less():
+    truth, valid = torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool)
+    near, far = (torch.full((1, 2, 2, 2), distance / 2) for distance in (1.0, 100.0))
+    assert sequence_loss([near], truth, valid, power=0.5).item() == pytest.approx(1.01**0.5 - 0.1)
+    assert sequence_loss([far], truth, valid, power=0.5).item() == pytest.approx(100.01**0.5 - 0.1)
+    assert sequence_loss([truth], truth, valid, power=0.5).item() == 0
 
 
 def test_one_step_of_training_lowers_the_loss():

@@ -78,6 +78,8 @@ def train_raft(
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
     variant: Annotated[str, typer.Option(help="small or large; of --start, its own.")] = "small",
     n_iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
+    power: Annotated[float, typer.Option(help="Of the distances in the loss: 1, or below for fine-tuning.")] = 1.0,
+    matching_weight: Annotated[float, typer.Option(help="Of the matching loss.")] = 1.0,
     textures: Annotated[Path | None, typer.Option(help="A folder of photographs to draw with, such as BSDS500's.",
                                                   show_default="those of scikit-image")] = None,
     n_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 160,
@@ -94,8 +96,9 @@ def train_raft(
     from diffslic.recipes import raft
 
     clips, validation = raft.prepare(dataset, root)
-    fit = raft.train(out, variant=variant, clips=clips, validation=validation, n_iters=n_iters, textures=textures,
-                     n_scenes=n_scenes, start=start, steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed,
+    fit = raft.train(out, variant=variant, clips=clips, validation=validation, n_iters=n_iters, power=power,
+                     matching_weight=matching_weight, textures=textures, n_scenes=n_scenes, start=start, steps=steps,
+                     batch_size=batch_size, learning_rate=rate, seed=seed,
                      **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
 

@@ -5,6 +5,8 @@ with the square of the image. :class:`RowBlocks` compares a few rows of cells at
 that their windows touch: little memory, more time.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,10 +37,40 @@ class Volume:
 
     def __init__(self, pyramid: list[Tensor], radius: int) -> None:
         self.pyramid, self.radius = pyramid, radius
+        self._taps = [_Taps(level.flatten(2)) for level in pyramid]
 
     def __call__(self, position: Tensor) -> Tensor:
-        """See :func:`lookup`."""
-        return lookup(self.pyramid, position, self.radius)
+        """Read windows of the pyramid around where each cell is now believed to go.
+
+        All points of a window share their fractional part, so (2r + 2)^2 integer taps are gathered once and
+        interpolated along x, then along y. Outside of the second image the similarity is zero.
+
+        Args:
+            position: (B, 2, h, w) positions in the second feature grid, x first.
+
+        Returns:
+            (B, levels * (2r + 1)^2, h, w); the window's first index displaces x, as released weights expect.
+        """
+        batch, _, height, width = position.shape
+        radius, windows = self.radius, []
+        steps = torch.arange(-radius, radius + 2, device=position.device)
+        for level, (volume, read) in enumerate(zip(self.pyramid, self._taps)):
+            rows, columns = volume.shape[-2:]
+            if rows == 0 or columns == 0:
+                windows.append(position.new_zeros(batch, height * width, (2 * radius + 1) ** 2))
+                continue
+            x, y = (position / 2 ** level).flatten(2).unbind(1)  # (B, N) each
+            # A flow may wander far off; a bound just outside of the image keeps the integers small and reads zeros.
+            x, y = x.clamp(-radius - 2, columns + radius + 1), y.clamp(-radius - 2, rows + radius + 1)
+            column, row = x.floor().long()[..., None] + steps, y.floor().long()[..., None] + steps  # (B, N, 2r + 2)
+            inside = ((column >= 0) & (column < columns))[..., :, None] & ((row >= 0) & (row < rows))[..., None, :]
+            index = column.clamp(0, columns - 1)[..., :, None] + (columns * row.clamp(0, rows - 1))[..., None, :]
+            taps = read(index.flatten(2)).reshape(index.shape) * inside  # x before y
+            right, down = (x - x.floor())[..., None, None], (y - y.floor())[..., None, None]
+            taps = torch.lerp(taps[..., :-1, :], taps[..., 1:, :], right.to(taps.dtype))
+            taps = torch.lerp(taps[..., :-1], taps[..., 1:], down.to(taps.dtype))
+            windows.append(taps.flatten(2))
+        return torch.cat(windows, dim=2).transpose(1, 2).unflatten(2, (height, width))
 
     @torch.no_grad()
     def renewed(self, features1: Tensor, features2: Tensor) -> "Volume":
@@ -67,7 +99,7 @@ class RowBlocks:
             self.second.append(_half(self.second[-1]))
 
     def __call__(self, position: Tensor) -> Tensor:
-        """See :func:`lookup`."""
+        """As a :class:`Volume`."""
         batch, _, height, width = position.shape
         rows = max(1, int(BLOCK / (4 * batch * width * self.second[0][0, 0].numel())))
         return torch.cat([self._rows(slice(top, top + rows), position[:, :, top:top + rows])
@@ -88,8 +120,8 @@ class RowBlocks:
             lowest, highest = (int(edge.floor()) for edge in at_level[:, 1].aminmax())
             top, bottom = (min(max(row, 0), second.shape[2])
                            for row in (lowest - self.radius, highest + self.radius + 2))
-            slab = correlation_pyramid(first, second[:, :, top:bottom], 1)
-            windows.append(lookup(slab, at_level - at_level.new_tensor([0, top])[:, None, None], self.radius))
+            slab = Volume(correlation_pyramid(first, second[:, :, top:bottom], 1), self.radius)
+            windows.append(slab(at_level - at_level.new_tensor([0, top])[:, None, None]))
         return torch.cat(windows, dim=1)
 
 
@@ -119,39 +151,60 @@ def correlation_pyramid(features1: Tensor, features2: Tensor, levels: int,
     return pyramid
 
 
-def lookup(pyramid: list[Tensor], position: Tensor, radius: int) -> Tensor:
-    """Read windows of the pyramid around where each cell is now believed to go.
+class _Taps:
+    """``volume.gather(2, index)``, again and again, with one gradient for all of them.
 
-    All points of a window share their fractional part, so (2r + 2)^2 integer taps are gathered once and interpolated
-    along x, then along y. Outside of the second image the similarity is zero.
-
-    Args:
-        pyramid: see :func:`correlation_pyramid`.
-        position: (B, 2, h, w) positions in the second feature grid, x first.
-
-    Returns:
-        (B, levels * (2r + 1)^2, h, w); the window's first index displaces x, as released weights expect.
+    Autograd alone would make a gradient as large as the volume for each reading, and add them up.
     """
-    batch, _, height, width = position.shape
-    steps = torch.arange(-radius, radius + 2, device=position.device)
-    windows = []
-    for level, volume in enumerate(pyramid):
-        rows, columns = volume.shape[-2:]
-        if rows == 0 or columns == 0:
-            windows.append(position.new_zeros(batch, height * width, (2 * radius + 1) ** 2))
-            continue
-        x, y = (position / 2 ** level).flatten(2).unbind(1)  # (B, N) each
-        # A flow may wander far off; a bound just outside of the image keeps the integers small and reads zeros.
-        x, y = x.clamp(-radius - 2, columns + radius + 1), y.clamp(-radius - 2, rows + radius + 1)
-        column, row = x.floor().long()[..., None] + steps, y.floor().long()[..., None] + steps  # (B, N, 2r + 2)
-        inside = ((column >= 0) & (column < columns))[..., :, None] & ((row >= 0) & (row < rows))[..., None, :]
-        index = column.clamp(0, columns - 1)[..., :, None] + (columns * row.clamp(0, rows - 1))[..., None, :]
-        taps = volume.flatten(2).gather(2, index.flatten(2)).reshape(index.shape) * inside  # x before y
-        right, down = (x - x.floor())[..., None, None], (y - y.floor())[..., None, None]
-        taps = torch.lerp(taps[..., :-1, :], taps[..., 1:, :], right.to(taps.dtype))
-        taps = torch.lerp(taps[..., :-1], taps[..., 1:], down.to(taps.dtype))
-        windows.append(taps.flatten(2))
-    return torch.cat(windows, dim=2).transpose(1, 2).unflatten(2, (height, width))
+
+    def __init__(self, volume: Tensor) -> None:
+        self.volume, self.token = volume, None  # (B, N, M)
+        if volume.requires_grad and torch.is_grad_enabled():
+            self.gradient = _Gradient()
+            self.token = _Collect.apply(volume, self.gradient)
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """(B, N, K) values from int64 ``index`` (B, N, K)."""
+        if self.token is None:
+            return self.volume.gather(2, index)
+        return _Gather.apply(self.token, self.volume.detach(), index, self.gradient)
+
+
+class _Gradient:
+    """Of a volume, as far as it has been added up."""
+
+    total: Tensor | None = None
+
+
+class _Collect(torch.autograd.Function):
+    """Stands between a volume and its readings: when the gradients of all have come, hands on their sum."""
+
+    @staticmethod
+    def forward(ctx: Any, volume: Tensor, gradient: _Gradient) -> Tensor:
+        ctx.gradient = gradient
+        return volume.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, token: Tensor) -> tuple[Tensor | None, None]:
+        total, ctx.gradient.total = ctx.gradient.total, None
+        return total, None
+
+
+class _Gather(torch.autograd.Function):
+    """One reading; ``token`` is a zero that ties it to its :class:`_Collect`."""
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, volume: Tensor, index: Tensor, gradient: _Gradient) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.gradient, ctx.shape = gradient, volume.shape
+        return volume.gather(2, index)
+
+    @staticmethod
+    def backward(ctx: Any, taps: Tensor) -> tuple[Tensor, None, None, None]:
+        if ctx.gradient.total is None:
+            ctx.gradient.total = taps.new_zeros(ctx.shape)
+        ctx.gradient.total.scatter_add_(2, *ctx.saved_tensors, taps)
+        return taps.new_zeros(()), None, None, None
 
 
 def _half(features: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ class RAFT(nn.Module):
         """Corrections of the flow (section 3.3).
 
         Args:
-            correlate: positions (B, 2, h, w) in the second grid to similarities; see :func:`correlation.lookup`.
+            correlate: positions (B, 2, h, w) in the second grid to similarities, as a ``Volume`` does.
             context: of the first image.
             initial: (B, 2, h, w) flow in cells to start from; zero if None.
 

@@ -164,7 +164,7 @@ def prepare(dataset: str, root: str | Path | None = None) -> tuple[list[Clip], l
 
 
 def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, batch_size: int = 4, n_iters: int = 12,
-          learning_rate: float = 4e-4, matching_weight: float = 1.0, clips: Sequence[Clip] = (),
+          learning_rate: float = 4e-4, matching_weight: float = 1.0, power: float = 1.0, clips: Sequence[Clip] = (),
           validation: Sequence[Clip] = (), n_scenes: int = 160, n_frames: int = 6,
           textures: str | Path | None = None, start: str | Path | None = None,
           validate_every: int = 500, seed: int = 1, device: str = "auto", devices: int = 1,
@@ -176,6 +176,7 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         variant: "small" or "large".
         n_iters: corrections per pair while training.
         matching_weight: of :func:`diffslic.flow.matching_loss` beside the paper's loss.
+        power: see :func:`diffslic.flow.sequence_loss`.
         clips: with flow, to train on; where there are none, scenes and collages are drawn.
         validation: clips with flow; by default :func:`validation_clips`.
         n_scenes, n_frames: the pool of scenes, drawn on the fly.
@@ -196,14 +197,15 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         flows, similarity = network.predictions(batch["image1"], batch["image2"], n_iters)
         matching = matching_loss(similarity, batch["flow"], batch["valid"])
-        return sequence_loss(flows, batch["flow"], batch["valid"]) + matching_weight * matching
+        correcting = sequence_loss(flows, batch["flow"], batch["valid"], power=power)
+        return correcting + matching_weight * matching
 
     validation = validation or validation_clips()
     settings = {"variant": variant, "batch_size": batch_size, "n_iters": n_iters, "matching_weight": matching_weight,
-                "n_scenes": n_scenes, "n_frames": n_frames, "textures": str(textures), "start": str(start),
-                "clips": [clip.name for clip in clips], "seed": seed}
-    fit = training.fit(model, training.Batches(pairs), loss, lambda network: evaluate(network, validation), schedule,
-                       out_dir, monitor="epe", higher_is_better=False, settings=settings, device=device,
+                "power": power, "n_scenes": n_scenes, "n_frames": n_frames, "textures": str(textures),
+                "start": str(start), "clips": [clip.name for clip in clips], "seed": seed}
+    fit = training.fit(model, training.Batches(pairs), loss, lambda network: evaluate(network, validation),
+                       schedule, out_dir, monitor="epe", higher_is_better=False, settings=settings, device=device,
                        devices=devices, precision=precision, workers=workers,
                        forward_methods=["predictions"], resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"RAFT, {variant}", **CARD,
