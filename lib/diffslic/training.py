@@ -366,6 +366,23 @@ def load_weights(kind: str, name_or_path: str | Path) -> Weights:
     return Weights(dict(state), {})
 
 
+def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put a state dict into a network.
+
+    Raises:
+        ValueError: names what is missing, what the network does not have, and what has another size.
+    """
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    sizes = [f"{name} {tuple(state[name].shape)} for {own[name]}" for name in own
+             if name in state and tuple(state[name].shape) != own[name]]
+    problems = {"missing": [name for name in own if name not in state],
+                "not of this network": [name for name in state if name not in own], "of another size": sizes}
+    if any(problems.values()):
+        raise ValueError("; ".join(f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}"
+                                   for what, names in problems.items() if names))
+    model.load_state_dict(state)
+
+
 def save_weights(path: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Write weights and their configuration as safetensors, whole or not at all."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""Explorers for notebooks: a frame player, masks over frames with an opacity slider, and superpixels.
+"""Explorers for notebooks: a frame player, masks over frames with an opacity slider, flow, and superpixels.
 
 Frames are encoded in the kernel and shown by ``ipywidgets.Image``, one at a time: a new inline figure for each step
 would play at half the speed, and a saved notebook holds the current frame only. Sliders answer to the arrow keys;
@@ -75,6 +75,46 @@ def overlay_explorer(frames: Sequence[viz.Arraylike], masks: Sequence[viz.Arrayl
                      lambda: f"score {scores[frame.value]:.3f}" if len(scores) else "", [frame, opacity])
 
 
+def flow_explorer(frames: Sequence[viz.Arraylike], flows: Sequence[Tensor],
+                  likeness: Callable[[int, int, int], Tensor]) -> ipywidgets.VBox:
+    """A frame or its flow, and beside it how alike the next frame is to one pixel.
+
+    A click on a pixel, or the row and column sliders, chooses it; the flow's colours have one scale for all frames.
+
+    Args:
+        frames: T images of one size, as ``viz.picture`` takes them.
+        flows: (2, H, W) in pixels from each frame to the next, T - 1.
+        likeness: frame number, row and column to a map (H, W) over the next frame, of any scale. Results are kept.
+
+    Raises:
+        ValueError: no pair of frames, or not one flow for each.
+    """
+    if len(frames) < 2 or len(flows) != len(frames) - 1:
+        raise ValueError(f"flows must be one less than frames, two at least, got {len(flows)} and {len(frames)}")
+    height, width = flows[0].shape[-2:]
+    largest = max(float(flow.norm(dim=0).max()) for flow in flows)
+    likeness_of = lru_cache(maxsize=64)(likeness)
+    frame = _frame_slider(len(flows))
+    view = ipywidgets.Dropdown(options=["frame", "flow"], description="left")
+    row = ipywidgets.IntSlider(value=height // 2, max=height - 1, description="row")
+    column = ipywidgets.IntSlider(value=width // 2, max=width - 1, description="column")
+
+    def draw() -> bytes:
+        t, pixel = frame.value, (row.value, column.value)
+        shown = frames[t] if view.value == "frame" else viz.flow_to_color(flows[t], largest)
+        field = likeness_of(t, *pixel).detach().cpu()
+        field = (field - field.min()) / (field.max() - field.min()).clamp(min=1e-9)
+        u, v = (round(float(value)) for value in flows[t][:, pixel[0], pixel[1]])
+        there = min(max(pixel[0] + v, 0), height - 1), min(max(pixel[1] + u, 0), width - 1)
+        return _jpeg(np.concatenate([viz.tint(shown, field * 0, pixel), viz.tint(frames[t + 1], field, there)], axis=1))
+
+    def text() -> str:
+        u, v = flows[frame.value][:, row.value, column.value].tolist()
+        return f"row {row.value}, column {column.value}: moves {u:+.1f} px to the right and {v:+.1f} px down"
+
+    return _chosen_by_click(_explorer(draw, text, [frame, view, row, column]), row, column, pictures=2)
+
+
 def superpixel_explorer(image: Tensor, cluster: Mapping[str, Callable[[int, float, int], SoftSuperpixels]],
                         max_count: int = 1000) -> ipywidgets.VBox:
     """Superpixels of one image: their number, compactness and iterations, by several features, hard or soft.
@@ -127,15 +167,7 @@ def superpixel_explorer(image: Tensor, cluster: Mapping[str, Callable[[int, floa
         rows = " / ".join(" ".join(f"{value:.2f}" for value in nine[k:k + 3]) for k in (0, 3, 6))
         return f"{found.labels.unique().numel()} superpixels; nine affinities of ({row.value}, {column.value}): {rows}"
 
-    box = _explorer(draw, caption, controls)
-    clicks = Event(source=box.children[0], watched_events=["click"])
-
-    def pick(event: dict[str, Any]) -> None:
-        row.value, column.value = (min(max(int(event[key]), 0), size - 1)
-                                   for key, size in (("dataY", height), ("dataX", width)))
-
-    clicks.on_dom_event(pick)
-    return box
+    return _chosen_by_click(_explorer(draw, caption, controls), row, column)
 
 
 def _explorer(draw: Callable[[], bytes], caption: Callable[[], str], sliders: Sequence[ipywidgets.Widget],
@@ -151,6 +183,20 @@ def _explorer(draw: Callable[[], bytes], caption: Callable[[], str], sliders: Se
     renew()
     bar = ipywidgets.HBox([*controls, *sliders], layout=ipywidgets.Layout(flex_flow="row wrap"))
     return ipywidgets.VBox([shown, text, bar])
+
+
+def _chosen_by_click(explorer: ipywidgets.VBox, row: ipywidgets.IntSlider, column: ipywidgets.IntSlider,
+                     pictures: int = 1) -> ipywidgets.VBox:
+    """An explorer whose sliders also follow a click on its picture, or on any of several side by side."""
+    height, width = row.max + 1, column.max + 1
+    clicks = Event(source=explorer.children[0], watched_events=["click"])
+
+    def pick(event: dict[str, Any]) -> None:
+        row.value = min(max(int(event["dataY"]), 0), height - 1)
+        column.value = min(max(int(event["dataX"]), 0), pictures * width - 1) % width
+
+    clicks.on_dom_event(pick)
+    return explorer
 
 
 def _frame_slider(n_frames: int) -> ipywidgets.IntSlider:

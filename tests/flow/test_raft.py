@@ -202,6 +202,13 @@ def test_save_and_load(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values()))
 
 
+def test_half_floats_are_read_as_floats(tmp_path):
+    whole = RAFT().state_dict()
+    torch.save({name: value.half() for name, value in whole.items()}, tmp_path / "half.pth")
+    read = RAFT.from_pretrained(tmp_path / "half.pth").state_dict()
+    assert {value.dtype for value in read.values()} == {torch.float32}
+
+
 def test_bad_input(tmp_path):
     net = RAFT().eval()
     with pytest.raises(ValueError, match=r"of one size, got \(1, 3, 16, 16\) and \(1, 3, 16, 24\)"):
@@ -219,8 +226,16 @@ def test_bad_input(tmp_path):
     with pytest.raises(FileNotFoundError, match="no raft weights named 'huge'"):
         RAFT.from_pretrained("huge")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other.pth does not hold the weights of a RAFT"):
+    with pytest.raises(ValueError, match=r"other.pth does not hold the weights of a RAFT: missing fnet.conv1.weight, "
+                                         r"fnet.conv1.bias, .* and \d+ more; not of this network weight"):
         RAFT.from_pretrained(tmp_path / "other.pth")
+    whole = RAFT().state_dict()
+    torch.save({name: value for name, value in whole.items() if name != "cnet.conv2.bias"}, tmp_path / "cut.pth")
+    with pytest.raises(ValueError, match=r"cut.pth does not hold the weights of a RAFT: missing cnet.conv2.bias$"):
+        RAFT.from_pretrained(tmp_path / "cut.pth")
+    torch.save({**whole, "fnet.conv2.bias": torch.zeros(7)}, tmp_path / "size.pth")
+    with pytest.raises(ValueError, match=r": of another size fnet.conv2.bias \(7,\) for \(128,\)$"):
+        RAFT.from_pretrained(tmp_path / "size.pth")
 
 
 def test_mixed_precision_keeps_positions_and_similarities_whole():

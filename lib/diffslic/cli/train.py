@@ -77,7 +77,7 @@ def train_raft(
     dataset: Annotated[str, typer.Option(help="scenes, flyingchairs, sintel, kitti or tartanair.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
     variant: Annotated[str, typer.Option(help="small or large; of --start, its own.")] = "small",
-    n_iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
+    n_iters: Annotated[int, typer.Option(help="Corrections per pair; 0 trains the features alone.")] = 12,
     power: Annotated[float, typer.Option(help="Of the distances in the loss: 1, or below for fine-tuning.")] = 1.0,
     matching_weight: Annotated[float, typer.Option(help="Of the matching loss.")] = 1.0,
     textures: Annotated[Path | None, typer.Option(help="A folder of photographs to draw with, such as BSDS500's.",

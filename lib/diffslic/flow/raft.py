@@ -112,6 +112,10 @@ class RAFT(nn.Module):
                  self.refine(Volume(pyramid, self.config.radius), self.context(image1), n_iters)]
         return Predictions(flows, pyramid[0])
 
+    def similarity(self, image1: Tensor, image2: Tensor) -> Tensor:
+        """(B, h * w, h, w) of the cells of both images, as in :class:`Predictions`; the rest of the network rests."""
+        return correlation_pyramid(self.features(image1), self.features(image2), levels=1)[0]
+
     def video(self, frames: Iterable[Tensor], n_iters: int = 12, warm_start: bool = False) -> Iterator[Tensor]:
         """Flow from each frame to the next: see :func:`diffslic.flow.video.forward_flow`."""
         return forward_flow(self, frames, n_iters, warm_start)
@@ -182,15 +186,12 @@ class RAFT(nn.Module):
         Raises:
             FileNotFoundError: no such weights. ValueError: the tensors are not those of a RAFT.
         """
-        state, _ = training.load_weights("raft", name_or_path)
+        state = own_keys(training.load_weights("raft", name_or_path).state)
+        model = cls(RAFTConfig("large" if "update_block.mask.0.weight" in state else "small"))
         try:
-            state = own_keys(state)
-            variant = "large" if "update_block.mask.0.weight" in state else "small"
-            model = cls(RAFTConfig(variant))
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise ValueError(f"{name_or_path} does not hold the weights of a RAFT: {reason}") from error
+            training.fill(model, state)
+        except ValueError as error:
+            raise ValueError(f"{name_or_path} does not hold the weights of a RAFT: {error}") from error
         return model.to(training.check_device(device)).eval()
 
     def save(self, path: str | Path) -> None:

@@ -174,7 +174,8 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
 
     Args:
         variant: "small" or "large".
-        n_iters: corrections per pair while training.
+        n_iters: corrections per pair while training. With none, the features alone are trained, by the matching
+            loss: several times faster, and a good start for the whole; in a single process only.
         matching_weight: of :func:`diffslic.flow.matching_loss` beside the paper's loss.
         power: see :func:`diffslic.flow.sequence_loss`.
         clips: with flow, to train on; where there are none, scenes and collages are drawn.
@@ -195,6 +196,8 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
+        if n_iters == 0:
+            return matching_loss(network.similarity(batch["image1"], batch["image2"]), batch["flow"], batch["valid"])
         flows, similarity = network.predictions(batch["image1"], batch["image2"], n_iters)
         matching = matching_loss(similarity, batch["flow"], batch["valid"])
         correcting = sequence_loss(flows, batch["flow"], batch["valid"], power=power)
@@ -204,10 +207,11 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
     settings = {"variant": variant, "batch_size": batch_size, "n_iters": n_iters, "matching_weight": matching_weight,
                 "power": power, "n_scenes": n_scenes, "n_frames": n_frames, "textures": str(textures),
                 "start": str(start), "clips": [clip.name for clip in clips], "seed": seed}
-    fit = training.fit(model, training.Batches(pairs), loss, lambda network: evaluate(network, validation),
-                       schedule, out_dir, monitor="epe", higher_is_better=False, settings=settings, device=device,
+    weigh, monitor = (evaluate, "epe") if n_iters else (matched, "nats")
+    fit = training.fit(model, training.Batches(pairs), loss, lambda network: weigh(network, validation),
+                       schedule, out_dir, monitor=monitor, higher_is_better=False, settings=settings, device=device,
                        devices=devices, precision=precision, workers=workers,
-                       forward_methods=["predictions"], resume=resume, loggers=loggers, progress=progress)
+                       forward_methods=["predictions", "similarity"], resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"RAFT, {variant}", **CARD,
                data=(f"{len(clips)} clips, " if clips else
                      f"{COLLAGES:.0%} collages, else {n_scenes} scenes of {n_frames} frames at {SIZE[0]}x{SIZE[1]}, ")
@@ -237,3 +241,14 @@ def evaluate(model: RAFT, clips: Sequence[Clip], n_iters: int = 12) -> dict[str,
                 figures["epe_visible"] = metrics.flow(flow.cpu(), clip.flow(t), ~clip.occlusion(t))["epe"]
             rows.append(figures)
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def matched(model: RAFT, clips: Sequence[Clip]) -> dict[str, float]:
+    """The matching loss of the features in nats, mean over all pairs of the clips."""
+    device, values = training.device_of(model), []
+    for clip in clips:
+        for t in clip.frames_with("flow"):
+            flow = clip.flow(t)[None].to(device)
+            similarity = model.similarity(*(clip.frame(i)[None].to(device) for i in (t, t + 1)))
+            values.append(float(matching_loss(similarity, flow.nan_to_num(), flow.isfinite().all(1))))
+    return {"nats": float(np.mean(values))}

@@ -82,8 +82,8 @@ class UNet(nn.Module):
         state, config = training.load_weights("unet", name_or_path)
         try:
             net = cls(UNetConfig(**config))
-            net.load_state_dict(state)
-        except (TypeError, RuntimeError) as error:
+            training.fill(net, state)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{name_or_path} does not hold the weights of a U-Net: "
                              f"{' '.join(str(error).split())[:200]}") from error
         return net.eval().to(training.check_device(device))

@@ -65,8 +65,8 @@ class SpixelFCN(nn.Module):
         state, config = training.load_weights("spixelfcn", name_or_path)
         try:
             net = cls(SpixelFCNConfig(**config))
-            net.load_state_dict(state)
-        except (TypeError, ValueError, RuntimeError) as error:
+            training.fill(net, state)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{name_or_path} does not hold the weights of a SpixelFCN: "
                              f"{' '.join(str(error).split())[:200]}") from error
         return net.eval().to(training.check_device(device))

@@ -107,8 +107,8 @@ class SSN(nn.Module):
             if any(key.startswith("feature_extract") for key in state):
                 state, config = _from_released(state)
             net = cls(SSNConfig(**{**config, **changes}))
-            net.load_state_dict(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            training.fill(net, state)
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name_or_path} does not hold the weights of an SSN: "
                              f"{' '.join(str(error).split())[:200]}") from error
         return net.eval().to(training.check_device(device))
