@@ -15,7 +15,7 @@ from ipywidgets.embed import dependency_state, embed_data
 from matplotlib.image import imread
 
 from diffslic import viz, widgets
-from diffslic.widgets import frame_player, overlay_explorer, superpixel_explorer
+from diffslic.widgets import flow_explorer, frame_player, overlay_explorer, superpixel_explorer
 
 FRAMES = [torch.full((3, 24, 40), level) for level in (0.1, 0.5, 0.9)]
 MASKS = [torch.zeros(24, 40, dtype=torch.int64) for _ in FRAMES]
@@ -133,6 +133,36 @@ def test_a_click_picks_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     _, caption, controls = parts(box)
     assert (controls["row"].value, controls["column"].value) == (23, 7)
     assert "(23, 7)" in caption.value
+
+
+def test_the_flow_explorer_follows_a_pixel_into_the_next_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    events, asked = [], []
+    monkeypatch.setattr(widgets, "Event", lambda **options: events.append(Event(**options)) or events[-1])
+    flows = [torch.full((2, 24, 40), 3.0), torch.full((2, 24, 40), -2.0)]
+
+    def likeness(t: int, y: int, x: int) -> torch.Tensor:
+        asked.append((t, y, x))
+        field = torch.zeros(24, 40)
+        field[:, 30:] = 5.0
+        return field
+
+    image, caption, controls = parts(flow_explorer(FRAMES, flows, likeness))
+    shown = decoded(image)
+    assert shown.shape == (24, 80, 3) and asked == [(0, 12, 20)]
+    assert np.abs(shown[2, 75] - shown[2, 45]).max() > 60                 # the likely part is tinted
+    assert shown[12, 20].min() > 240 and shown[15, 40 + 23].min() > 240   # a cross here, and where it goes
+    assert caption.value == "row 12, column 20: moves +3.0 px to the right and +3.0 px down"
+    events[0]._dom_handlers({"event": "click", "dataX": 40 + 7.2, "dataY": 5})  # on the right picture
+    assert (controls["row"].value, controls["column"].value) == (5, 7) and asked[-1] == (0, 5, 7)
+    controls["frame"].value = 1
+    assert "moves -2.0 px" in caption.value
+    before = len(asked)
+    controls["left"].value = "flow"
+    controls["frame"].value = 0
+    assert np.abs(decoded(image)[2, 2] - viz.flow_to_color(flows[0], float(flows[0][:, 0, 0].norm()))[2, 2]).max() < 8
+    assert len(asked) == before
+    with pytest.raises(ValueError, match="one less than frames, two at least, got 2 and 2"):
+        flow_explorer(FRAMES[:2], flows, likeness)
 
 
 def saved_state(box: ipywidgets.VBox) -> dict[str, Any]:
