@@ -157,8 +157,8 @@ def test_a_dataset_with_fewer_masks_than_frames(capsys, davis, weights, tmp_path
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["precompute", "flow", "x", "--dataset", "kitti"], ["unknown dataset 'kitti', known are"]),
-    (["data", "check", "kitti", "x"], ["unknown dataset 'kitti', known are"]),
+    (["precompute", "flow", "x", "--dataset", "sintell"], ["unknown dataset 'sintell', known are"]),
+    (["data", "check", "sintell", "x"], ["unknown dataset 'sintell', known are"]),
     (["evaluate", "kitti", "x", "y"], ["No such command 'kitti'"]),
     (["scenes", "x", "--layout", "kitti"], ["unknown layout 'kitti'"]),
     (["scenes", "x", "--preset", "beach"], ["unknown preset 'beach'"]),

@@ -184,6 +184,20 @@ def test_a_few_steps_of_raft(tmp_path, monkeypatch):
     assert np.isfinite(fit.history["epe"]).all()
 
 
+@pytest.mark.parametrize(("stage", "moves", "rests"), [({"n_iters": 0}, ["fnet"], ["cnet", "update_block"]),
+                                                       ({"n_iters": 2, "freeze_features": True, "power": 0.5},
+                                                        ["cnet", "update_block"], ["fnet"])])
+def test_the_stages_of_raft_train_what_they_say(tmp_path, stage, moves, rests):
+    fit = raft.train(tmp_path / "raft", start="small", clips=flow_clips(2, SIZE), validation=flow_clips(1, SIZE),
+                     steps=1, batch_size=1, workers=0, device="cpu", progress=False, **stage)
+    before, after = RAFT.from_pretrained("small"), RAFT.from_pretrained(fit.weights)
+    for names, same in ((moves, False), (rests, True)):
+        for name in names:
+            pairs = zip(before.get_submodule(name).parameters(), after.get_submodule(name).parameters())
+            assert all(torch.equal(a, b) for a, b in pairs) == same
+    assert np.isfinite(fit.history["nats" if stage["n_iters"] == 0 else "epe"]).all()
+
+
 def test_fine_tuning_on_clips_with_flow_that_is_partly_known(tmp_path):
     clip, other = flow_clips(2, SIZE)
     half_known = clip.with_readers(flow=lambda t: clip.flow(t).where(torch.arange(SIZE[0])[:, None] > 9, torch.nan))

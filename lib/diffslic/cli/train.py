@@ -80,6 +80,7 @@ def train_raft(
     n_iters: Annotated[int, typer.Option(help="Corrections per pair; 0 trains the features alone.")] = 12,
     power: Annotated[float, typer.Option(help="Of the distances in the loss: 1, or below for fine-tuning.")] = 1.0,
     matching_weight: Annotated[float, typer.Option(help="Of the matching loss.")] = 1.0,
+    freeze_features: Annotated[bool, typer.Option("--freeze-features", help="Train all but what is compared.")] = False,
     textures: Annotated[Path | None, typer.Option(help="A folder of photographs to draw with, such as BSDS500's.",
                                                   show_default="those of scikit-image")] = None,
     n_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 160,
@@ -97,8 +98,8 @@ def train_raft(
 
     clips, validation = raft.prepare(dataset, root)
     fit = raft.train(out, variant=variant, clips=clips, validation=validation, n_iters=n_iters, power=power,
-                     matching_weight=matching_weight, textures=textures, n_scenes=n_scenes, start=start, steps=steps,
-                     batch_size=batch_size, learning_rate=rate, seed=seed,
+                     matching_weight=matching_weight, freeze_features=freeze_features, textures=textures,
+                     n_scenes=n_scenes, start=start, steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed,
                      **_how(device, devices, precision, workers, logger, out, as_json))
     _show_fit(fit, as_json)
 

@@ -164,8 +164,8 @@ def prepare(dataset: str, root: str | Path | None = None) -> tuple[list[Clip], l
 
 
 def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, batch_size: int = 4, n_iters: int = 12,
-          learning_rate: float = 4e-4, matching_weight: float = 1.0, power: float = 1.0, clips: Sequence[Clip] = (),
-          validation: Sequence[Clip] = (), n_scenes: int = 160, n_frames: int = 6,
+          learning_rate: float = 4e-4, matching_weight: float = 1.0, power: float = 1.0, freeze_features: bool = False,
+          clips: Sequence[Clip] = (), validation: Sequence[Clip] = (), n_scenes: int = 160, n_frames: int = 6,
           textures: str | Path | None = None, start: str | Path | None = None,
           validate_every: int = 500, seed: int = 1, device: str = "auto", devices: int = 1,
           precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
@@ -178,6 +178,7 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
             loss: several times faster, and a good start for the whole; in a single process only.
         matching_weight: of :func:`diffslic.flow.matching_loss` beside the paper's loss.
         power: see :func:`diffslic.flow.sequence_loss`.
+        freeze_features: train all but what is compared; a third less work, for features that are trained already.
         clips: with flow, to train on; where there are none, scenes and collages are drawn.
         validation: clips with flow; by default :func:`validation_clips`.
         n_scenes, n_frames: the pool of scenes, drawn on the fly.
@@ -189,6 +190,7 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
     torch.manual_seed(seed)
     model = RAFT(RAFTConfig(variant)) if start is None else RAFT.from_pretrained(start).train()
     variant = model.config.variant
+    model.fnet.requires_grad_(not freeze_features)
     where = "cpu" if workers or device == "auto" else device
     sources = {collage_pairs(textures, where): COLLAGES,
                scene_pairs(n_scenes, n_frames, seed, textures, where): 1 - COLLAGES}
@@ -199,14 +201,15 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         if n_iters == 0:
             return matching_loss(network.similarity(batch["image1"], batch["image2"]), batch["flow"], batch["valid"])
         flows, similarity = network.predictions(batch["image1"], batch["image2"], n_iters)
-        matching = matching_loss(similarity, batch["flow"], batch["valid"])
         correcting = sequence_loss(flows, batch["flow"], batch["valid"], power=power)
-        return correcting + matching_weight * matching
+        if freeze_features or matching_weight == 0:
+            return correcting
+        return correcting + matching_weight * matching_loss(similarity, batch["flow"], batch["valid"])
 
     validation = validation or validation_clips()
     settings = {"variant": variant, "batch_size": batch_size, "n_iters": n_iters, "matching_weight": matching_weight,
-                "power": power, "n_scenes": n_scenes, "n_frames": n_frames, "textures": str(textures),
-                "start": str(start), "clips": [clip.name for clip in clips], "seed": seed}
+                "power": power, "freeze_features": freeze_features, "n_scenes": n_scenes, "n_frames": n_frames,
+                "textures": str(textures), "start": str(start), "clips": [clip.name for clip in clips], "seed": seed}
     weigh, monitor = (evaluate, "epe") if n_iters else (matched, "nats")
     fit = training.fit(model, training.Batches(pairs), loss, lambda network: weigh(network, validation),
                        schedule, out_dir, monitor=monitor, higher_is_better=False, settings=settings, device=device,
