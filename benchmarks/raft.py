@@ -2,7 +2,7 @@
 
 Plain: features of both images of every pair, the whole volume and its pooled copies, bilinear sampling of every
 window, three convolutions per gate over state, context and motion, and the full flow after every correction. Both run
-in turn, A B A B, CPU time, medians; peak memory in a process of its own each.
+in turn, A B A B, CPU time, medians; peak memory in a process of its own each, at 1080 x 1920 too.
 
     python benchmarks/raft.py
 """
@@ -29,9 +29,9 @@ def network(variant: str) -> RAFT:
     return RAFT.from_pretrained("small") if variant == "small" else RAFT(RAFTConfig("large")).eval()
 
 
-def scene() -> list[Tensor]:
-    clip = datasets.open("scenes", preset="street", n_clips=1, n_frames=FRAMES, size=SIZE, seed=500_000)[0]
-    return [clip.frame(t) for t in range(FRAMES)]
+def scene(n_frames: int = FRAMES, size: tuple[int, int] = SIZE) -> list[Tensor]:
+    clip = datasets.open("scenes", preset="street", n_clips=1, n_frames=n_frames, size=SIZE, seed=500_000)[0]
+    return [geometry.resize(clip.frame(t)[None], size)[0] for t in range(n_frames)]
 
 
 # ---------------------------------------------------------------- the plain formulation
@@ -134,7 +134,10 @@ def peak_memory(variant: str, name: str) -> float:
 
 def _peak(variant: str, name: str) -> float:
     torch.set_num_threads(1)
-    contestants(variant)[name]()
+    if name == "1080p":
+        list(network(variant).video(scene(2, (1080, 1920)), N_ITERS))
+    else:
+        contestants(variant)[name]()
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1000
 
@@ -150,6 +153,7 @@ def main() -> None:
             gap = (flows[name] - flows["plain"]).norm(dim=1)
             print(f"{variant} {name:11} {seconds[name] / (FRAMES - 1):6.2f} s  x{seconds['plain'] / seconds[name]:.2f}"
                   f"  {peak_memory(variant, name):6.0f} MB  from plain: mean {gap.mean():.4f}, most {gap.max():.4f} px")
+        print(f"{variant} at 1080 x 1920, one pair: {peak_memory(variant, '1080p'):.0f} MB")
 
 
 if __name__ == "__main__":

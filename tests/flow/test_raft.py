@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from diffslic import geometry
 from diffslic.flow import RAFT, RAFTConfig, sequence_loss
 from diffslic.flow.correlation import Volume, correlation_pyramid
 from diffslic.flow.raft import convex_upsample
@@ -52,27 +53,29 @@ def image_pair(images, number):
     return [torch.from_numpy(images[f"pair{number}_img{i}"]).permute(2, 0, 1)[None].float() / 255 for i in (1, 2)]
 
 
-@pytest.mark.parametrize("variant", ["small", "large"])
-@pytest.mark.parametrize("pair", [0, 1])
-def test_reference_flow(reference, variant, pair):
+@pytest.mark.parametrize(("variant", "case"), [("small", "pair0"), ("small", "pair1"), ("large", "pair0"),
+                                               ("large", "pair1"), ("large", "pair1_bnvaried")])
+@torch.no_grad()
+def test_reference_figures(reference, variant, case):
     keys, figures, images = load_reference(reference, variant)
     net = RAFT(RAFTConfig(variant)).eval()
-    net.load_state_dict(own_keys(recipe_weights(keys)))
-    with torch.no_grad():
-        steps = net.predictions(*image_pair(images, pair), n_iters=12).flows
+    net.load_state_dict(own_keys(recipe_weights(keys, varied="bnvaried" in case)))
+    first, second = image_pair(images, case[4])
+    y, x = figures[f"{case}_probe_yx"]
+    features = net.features(first), net.features(second)
+    volume, grid = net.correlate(*features), geometry.pixel_grid(*features[0].shape[-2:])[None]
+    shift = torch.tensor([1.25, -0.6])[:, None, None]
+    for name, found in {"fmap1": features[0], "fmap2": features[1], "cnet": net.cnet(2 * first - 1),
+                        "corr_zero": volume(grid), "corr_shift": volume(grid + shift)}.items():
+        expected = figures[f"{case}_probe_{name}"]
+        assert np.abs(found[0, :, y, x].numpy() - expected).max() <= 1e-4 * np.abs(expected).max(), name
+    steps = list(net.refine(volume, net.context(first), 12))
     for n, tolerance in ((1, 1e-4), (4, 5e-4), (12, 2e-3)):
-        assert np.abs(steps[n - 1][0].numpy() - figures[f"pair{pair}_up_{n}"]).max() <= tolerance
-
-
-def test_reference_flow_with_batch_norm_that_matters(reference):
-    keys, figures, images = load_reference(reference, "large")
-    net = RAFT(RAFTConfig("large")).eval()
-    net.load_state_dict(own_keys(recipe_weights(keys, varied=True)))
-    name = next(key for key in figures.files if "bnvaried" in key and "up" in key)
-    pair, n = int(name[4]), int(name.split("up_")[1].split("_")[0])
-    with torch.no_grad():
-        flow = net(*image_pair(images, pair), n_iters=n)[0].numpy()
-    assert np.abs(flow - figures[name]).max() <= 2e-3
+        cells, state = steps[n - 1]
+        assert np.abs(cells[0].numpy() - figures[f"{case}_low_{n}"]).max() <= tolerance / 8
+        full = net.upsample(cells, state, first.shape[-2:])[0].numpy()
+        assert np.abs(full - figures[f"{case}_up_{n}"]).max() <= tolerance
+        assert np.abs(net(first, second, n)[0].numpy() - figures[f"{case}_up_{n}"]).max() <= tolerance
 
 
 @pytest.mark.parametrize("variant", ["small", "large"])
