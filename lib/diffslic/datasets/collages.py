@@ -66,8 +66,9 @@ def collages(photographs: list[Tensor], batch: int, size: tuple[int, int], rng: 
     """
     if n_pieces < 3 or not photographs:
         raise ValueError(f"a collage needs photographs and at least 3 pieces, got {len(photographs)} and {n_pieces}")
-    layers = n_pieces + 1
-    drawn = [_random_pieces(int(rng.integers(3, layers)), layers, size, rng) for _ in range(batch)]
+    counts = rng.integers(3, n_pieces + 1, size=batch)
+    layers = int(counts.max()) + 1
+    drawn = [_random_pieces(int(count), layers, size, rng) for count in counts]
     pieces = _Pieces(*(torch.from_numpy(np.concatenate(field)).float().to(device) for field in zip(*drawn)))
     textures = _Textures(photographs, batch * layers, size, rng, device)
     middle = torch.tensor([(size[1] - 1) / 2, (size[0] - 1) / 2], device=device)[:, None]
@@ -92,13 +93,16 @@ def _backwards(pieces: _Pieces, there: Tensor) -> Tensor:
 
 def _forwards(pieces: _Pieces, here: Tensor, seen: Tensor) -> Tensor:
     """The q with B(q) = ``here`` (B, 2, N), for the piece ``seen`` (B, N) at each place."""
-    matrix, shift, waves, phase, height = (field[seen] for field in pieces[:5])  # (B, N, ...)
-    start, there = here.transpose(1, 2), None
+    # One plane (B, N) per number: short axes at the end would take most of the time.
+    matrix, shift, waves, phase, height = (field.flatten(1)[seen].unbind(-1) for field in pieces[:5])
+    bent_x, bent_y = torch.zeros_like(here).unbind(1)
     for _ in range(REPETITIONS):
-        bent = 0 if there is None else (((waves * there[..., None, :]).sum(-1) + phase).sin()[..., None]
-                                        * height).sum(-2)
-        there = (matrix @ (start - bent)[..., None])[..., 0] + shift
-    return there.transpose(1, 2)
+        straight_x, straight_y = here[:, 0] - bent_x, here[:, 1] - bent_y
+        x = matrix[0] * straight_x + matrix[1] * straight_y + shift[0]
+        y = matrix[2] * straight_x + matrix[3] * straight_y + shift[1]
+        swings = [(waves[2 * i] * x + waves[2 * i + 1] * y + phase[i]).sin() for i in range(WAVES)]
+        bent_x, bent_y = (sum(height[2 * i + axis] * swing for i, swing in enumerate(swings)) for axis in (0, 1))
+    return torch.stack([x, y], dim=1)
 
 
 # ---------------------------------------------------------------- looks
@@ -112,7 +116,7 @@ def _paint(pieces: _Pieces, textures: "_Textures", place: Tensor, layers: int) -
     through = (1 - cover).flip(1).cumprod(1).flip(1)
     share = cover * torch.cat([through[:, 1:], torch.ones_like(cover[:, :1])], dim=1)
     colors = textures(place).unflatten(0, (-1, layers))
-    return (colors * share[:, :, None]).sum(1), share.argmax(1)
+    return (colors * share[:, :, None]).sum(1), share.max(1).indices  # as argmax, which is slower
 
 
 def _cover(pieces: _Pieces, place: Tensor) -> Tensor:
