@@ -134,7 +134,7 @@ def smoothed(raft: RAFT, scenes: list[Pair], real: list[Pair]) -> None:
         for pair in [*scenes, *real]:
             flow = estimated(raft, pair)[None]
             flow = polish(pair.first[None], pair.second[None], flow) if start == "polished" else flow
-            truth = pair.flow.where(pair.known, 0)[None]
+            truth = pair.flow.where(pair.known, torch.nan)[None]  # an edge of what is unknown is no boundary
             near = torch.nn.functional.max_pool2d(motion_boundaries(truth).float(), 2 * NEAR + 1, 1, NEAR)[0] > 0
             found = {"as it is": flow}
             with torch.no_grad():

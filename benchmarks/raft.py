@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffslic import datasets, geometry
 from diffslic.flow import RAFT, RAFTConfig
-from diffslic.flow.raft import InstanceNorm
+from diffslic.flow.layers import InstanceNorm
 
 SIZE, FRAMES, N_ITERS, ROUNDS = (480, 856), 6, 12, 3
 

@@ -248,3 +248,14 @@ def test_quaternion_has_its_scalar_last() -> None:
     half_angle = math.pi / 8
     matrix = g.quaternion_to_matrix(torch.tensor([0, 0, math.sin(half_angle), math.cos(half_angle)]))
     torch.testing.assert_close(matrix, g.axis_angle_to_matrix(torch.tensor([0, 0, math.pi / 4])))
+
+
+def test_flow_known_in_part_is_resized_from_what_is_known():
+    flow, known = torch.full((1, 2, 8, 12), 3.0), torch.ones(1, 8, 12, dtype=torch.bool)
+    flow[:, :, :, 6:], known[:, :, 6:] = torch.nan, False
+    known[:, 0, 0], flow[:, :, 0, 0] = False, 1e9
+    small, where = g.resize_known_flow(flow, known, (4, 6))
+    assert where[0, 1:, :3].all() and not where[0, :, 4:].any()
+    assert torch.allclose(small.permute(0, 2, 3, 1)[where], torch.tensor(1.5))
+    same, where = g.resize_known_flow(flow, known, (8, 12))
+    assert torch.equal(where, known) and torch.equal(same.permute(0, 2, 3, 1)[where], torch.full((46 + 1, 2), 3.0))

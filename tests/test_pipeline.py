@@ -162,6 +162,25 @@ def test_other_weights_settings_or_pictures_are_computed_anew(clips, raft, tmp_p
     assert pipeline.fingerprint(raft) != pipeline.fingerprint(RAFT())
 
 
+def test_a_clip_that_cannot_be_computed_is_named(clips, raft, tmp_path):
+    bad = clips[1].with_readers(frame=lambda t: clips[1].frame(t) * 300)
+    with pytest.raises(ValueError, match=f"clip {bad.name!r}: frame 0: RAFT takes RGB in"):
+        pipeline.precompute_flow([clips[0], bad], raft, tmp_path, 1, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{clips[0].name}.h5"]
+
+
+def test_flow_by_weights_in_bfloat16_is_kept_apart(clips, raft, tmp_path):
+    whole = pipeline.precompute_flow(clips[:1], raft, tmp_path, 2, progress=False)[0].flow(0)
+    half = pipeline.precompute_flow(clips[:1], raft.bfloat16(), tmp_path, 2, progress=False)[0].flow(0)
+    assert 0 < (whole - half).abs().max() < 2
+
+
+def test_one_frame_has_no_flow_to_save(clips, raft, tmp_path):
+    with pytest.raises(ValueError, match="at least two frames, got 1"):
+        pipeline.save_flow(clips[0].part(0, 1), tmp_path / "out", raft, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_killed_precomputation_leaves_what_is_whole(clips, raft, tmp_path, monkeypatch):
     video, done = raft.video, []
 

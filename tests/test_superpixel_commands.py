@@ -181,7 +181,7 @@ def test_flow_is_exported_for_a_composite(capsys, tmp_path):
                                tmp_path / "export/lab-00000.h5")
     assert clip.flow(1).shape == clip.backward_flow(2).shape == (2, 40, 56)
     cached = tmp_path / "cache/davis2016/40p/flow/lab-00000.h5"
-    for t in range(3):  # the cache, in two files, says what the export says in one
+    for t in range(3):  # the cache says what the export says
         torch.testing.assert_close(read_flow_both_ways(cached, t),
                                    read_flow_both_ways(tmp_path / "export/lab-00000.h5", t), rtol=1e-2, atol=1e-2)
 

@@ -104,6 +104,20 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     return resize(flow, size) * scale[:, None, None]
 
 
+def resize_known_flow(flow: Tensor, known: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """As :func:`resize_flow`, of flow that is known in part: means of the known vectors alone.
+
+    Args:
+        flow: (B, 2, H, W) in pixels, anything where it is not known. known: (B, H, W) bool.
+
+    Returns:
+        The flow (B, 2, h, w), and where more than half of what a pixel is made of was known, (B, h, w) bool.
+    """
+    share = resize(known[:, None].to(flow.dtype), size)
+    flow = resize_flow(flow.where(known[:, None], 0), size) / share.clamp(min=1e-6)
+    return flow, share[:, 0] > 0.5
+
+
 def resize_intrinsics(intrinsics: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
     """Intrinsics (..., 3, 3) of an image resized from ``old_size`` to ``new_size``, both (rows, columns).
 

@@ -222,6 +222,11 @@ def test_bad_input(tmp_path):
         net(torch.rand(1, 3, 16, 16), torch.full((1, 3, 16, 16), math.nan))
     with pytest.raises(ValueError, match="values from 0 to 255"):
         net(torch.rand(1, 3, 16, 16), torch.linspace(0, 255, 768).reshape(1, 3, 16, 16))
+    with pytest.raises(ValueError, match="in floats, got .* of torch.uint8"):
+        net(*torch.ones(2, 1, 3, 16, 16, dtype=torch.uint8))
+    for initial in (torch.zeros(1, 2, 16, 24), torch.zeros(2, 2, 16, 16), torch.full((1, 2, 16, 16), math.nan)):
+        with pytest.raises(ValueError, match=r"initial flow must be finite and \(1, 2, 16, 16\), got"):
+            net(*torch.rand(2, 1, 3, 16, 16), initial=initial)
     with pytest.raises(ValueError, match="n_iters must be at least 1"):
         net(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), n_iters=0)
     with pytest.raises(ValueError, match="'small' or 'large'"):

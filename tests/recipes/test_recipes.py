@@ -28,8 +28,8 @@ def drawn(n_frames=3):
     return datasets.open("scenes", preset="lab", n_clips=1, n_frames=n_frames, size=SIZE)
 
 
-def flow_clips(n_clips=2, size=(280, 340)):
-    return datasets.open("scenes", preset="lab", n_clips=n_clips, n_frames=2, size=size)
+def flow_clips(n_clips=2, size=(280, 340), seed=0):
+    return datasets.open("scenes", preset="lab", n_clips=n_clips, n_frames=2, size=size, seed=seed)
 
 
 SOURCES = {"scenes": lambda: raft.scene_pairs(2, 3, 3), "collages": raft.collage_pairs,
@@ -188,8 +188,9 @@ def test_a_few_steps_of_raft(tmp_path, monkeypatch):
                                                        ({"n_iters": 2, "freeze_features": True, "power": 0.5},
                                                         ["cnet", "update_block"], ["fnet"])])
 def test_the_stages_of_raft_train_what_they_say(tmp_path, stage, moves, rests):
-    fit = raft.train(tmp_path / "raft", start="small", clips=flow_clips(2, SIZE), validation=flow_clips(1, SIZE),
-                     steps=1, batch_size=1, workers=0, device="cpu", progress=False, **stage)
+    fit = raft.train(tmp_path / "raft", start="small", clips=flow_clips(2, SIZE),
+                     validation=flow_clips(1, SIZE, seed=9), steps=1, batch_size=1, workers=0, device="cpu",
+                     progress=False, **stage)
     before, after = RAFT.from_pretrained("small"), RAFT.from_pretrained(fit.weights)
     for names, same in ((moves, False), (rests, True)):
         for name in names:
@@ -205,6 +206,32 @@ def test_fine_tuning_on_clips_with_flow_that_is_partly_known(tmp_path):
                      n_iters=2, learning_rate=1e-4, workers=0, device="cpu", progress=False)
     assert np.isfinite(fit.history[["loss", "epe", "epe_visible"]]).all(axis=None)
     assert "1 clips" in (tmp_path / "raft" / "card.md").read_text()
+
+
+def test_flow_that_is_known_here_and_there_is_taught_there():
+    source = raft.collage_pairs()
+
+    def sparse(rng):
+        pair = source(rng)
+        known = torch.rand(pair.valid.shape) < 0.8  # not from ``rng``, which goes on to cut and colour the pair
+        return pair._replace(flow=pair.flow.where(known, torch.nan), valid=known)
+
+    batch, whole = (raft.Pairs({each: 1.0}, 3, seed=3)(0) for each in (sparse, source))
+    assert batch["flow"].isfinite().all() and 0.6 < batch["valid"].float().mean() < 1
+    gap = (batch["flow"] - whole["flow"]).norm(dim=1)[batch["valid"]]
+    assert gap.median() < 0.1
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"power": 0}, "power must be above 0"), ({"n_iters": -1}, "n_iters at least 0"),
+    ({"n_iters": 0, "freeze_features": True}, "cannot be frozen"), ({"n_iters": 0, "devices": 2}, "one process"),
+    ({"seed": 50}, "never trained on"), ({"batch_size": 0}, "batch_size must be at least 1")])
+def test_what_raft_cannot_be_trained_with_is_refused(tmp_path, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        raft.train(tmp_path / "raft", steps=1, workers=0, device="cpu", progress=False, **options)
+    with pytest.raises(ValueError, match="lab-00000 is both trained on and validated on"):
+        raft.train(tmp_path / "raft", clips=flow_clips(), validation=flow_clips(1), steps=1)
+    assert not (tmp_path / "raft").exists()
 
 
 def test_flow_sets_are_split_by_clip(tmp_path):

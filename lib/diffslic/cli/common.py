@@ -19,7 +19,7 @@ Batch = Annotated[int, typer.Option("--batch-size", help="Samples per step and p
 Root = Annotated[Path, typer.Argument(help="The dataset's folder; with --dataset folder own frames or a video file.")]
 Cache = Annotated[Path, typer.Option(help="Flow and superpixels are kept below it, by dataset and resolution.")]
 CacheOut = Annotated[Path, typer.Option("--out", "--cache", help="Kept below it, by dataset and resolution.")]
-Dataset = Annotated[str, typer.Option(help="davis2016, davis2017, tartanair or folder.")]
+Dataset = Annotated[str, typer.Option(help="davis2016, davis2017, tartanair, sintel ... or folder.")]
 Split = Annotated[str, typer.Option(help="Of DAVIS: all, train, val, dev_train, dev_val.")]
 Resolution = Annotated[str, typer.Option(help="Of DAVIS: the folder below JPEGImages.")]
 TrainOut = Annotated[Path, typer.Option("--out", help="metrics.csv, last.ckpt and best.safetensors go here.")]

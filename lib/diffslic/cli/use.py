@@ -116,7 +116,7 @@ def flow(
                                                                 "next frame does not show.")] = False,
     layout: Annotated[str, typer.Option("--format", help="flo (Middlebury) or png (KITTI).")] = "flo",
     largest: Annotated[float | None, typer.Option(help="Motion in pixels of the strongest colours.",
-                                                  show_default="the video's 99th percentile")] = None,
+                                                  show_default="the largest 99th percentile of a frame")] = None,
     rows: Annotated[int | None, typer.Option(help="Height to which frames are brought first.",
                                              show_default="their own")] = None,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Twice as fast where the processor knows it; differs "
@@ -161,7 +161,7 @@ def precompute_flow(
 
     Example: diffslic precompute flow ../DAVIS2016 --out cache --resolution 480p
 
-    On many GPUs: torchrun --nproc-per-node 8 -m diffslic precompute flow ../DAVIS2016 --device cuda
+    On many GPUs: torchrun --nproc-per-node 8 -m -- diffslic precompute flow ../DAVIS2016 --device cuda
     """
     from diffslic import pipeline
     from diffslic.datasets.composite_flow import write_composite_flow

@@ -216,7 +216,7 @@ def _camera(n_frames: int, forward: float, centres: list[Tensor], rng: np.random
     return _pose(rotation, position)
 
 
-@lru_cache(maxsize=64)  # all of the shipped ones; a folder may hold more than fit into memory
+@lru_cache(maxsize=64)  # all of the shipped ones; of a folder, enlarged, no more
 def _enlarged(folder: str | Path | None, number: int) -> Tensor:
     """Photograph ``number // 3`` (3, H, W) in [0, 1], at one of three sizes."""
     photograph, side = photographs(folder)[number // 3].float() / 255, raycast.TEXTURE_SIZE

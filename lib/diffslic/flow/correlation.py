@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LARGEST_VOLUME = 600e6  # bytes: a volume is kept for images of up to about 600 x 1000 pixels
+# Bytes up to which a volume is kept: on the CPU one pair of images of about 600 x 1000 pixels.
+LARGEST_VOLUME, LARGEST_VOLUME_ON_GPU = 600e6, 16e9
 BLOCK = 100e6  # bytes that a block of rows compared with all cells would take
 
 
@@ -23,7 +24,7 @@ def correlation(features1: Tensor, features2: Tensor, levels: int, radius: int) 
     """
     cells = features1.shape[-2:].numel()
     pairs = cells * sum((features2.shape[2] >> level) * (features2.shape[3] >> level) for level in range(levels))
-    if 4 * len(features1) * pairs > LARGEST_VOLUME:
+    if 4 * len(features1) * pairs > (LARGEST_VOLUME_ON_GPU if features1.is_cuda else LARGEST_VOLUME):
         return RowBlocks(features1, features2, levels, radius)
     return Volume(correlation_pyramid(features1, features2, levels), radius)
 
@@ -74,8 +75,8 @@ class Volume:
 
     @torch.no_grad()
     def renewed(self, features1: Tensor, features2: Tensor) -> "Volume":
-        """The volume of other features of the same size, in this one's memory: asking for it anew takes as long as
-        filling it. The old numbers are gone, and no gradient passes.
+        """The volume of other features of the same size, in this one's memory: to allocate new memory costs as much
+        as to fill it. The old numbers are gone, and no gradient passes.
         """
         correlation_pyramid(features1, features2, len(self.pyramid), self.pyramid)
         return self
@@ -154,7 +155,8 @@ def correlation_pyramid(features1: Tensor, features2: Tensor, levels: int,
 class _Taps:
     """``volume.gather(2, index)``, again and again, with one gradient for all of them.
 
-    Autograd alone would make a gradient as large as the volume for each reading, and add them up.
+    Autograd alone would make a gradient as large as the volume for each reading, and add them up. After a backward
+    pass that failed half-way the graph must not be used again: what it had added up would count twice.
     """
 
     def __init__(self, volume: Tensor) -> None:
@@ -171,7 +173,7 @@ class _Taps:
 
 
 class _Gradient:
-    """Of a volume, as far as it has been added up."""
+    """Sum of the gradients of a volume's readings so far."""
 
     total: Tensor | None = None
 

@@ -11,11 +11,18 @@ def check_images(*images: Tensor) -> None:
         if image.ndim != 4 or image.shape[1] != 3 or image.shape != images[0].shape:
             raise ValueError(f"RAFT takes RGB images (B, 3, H, W) of one size, got "
                              f"{' and '.join(str(tuple(each.shape)) for each in images)}")
-        if image.numel() == 0:
-            raise ValueError(f"RAFT takes images with pixels, got {tuple(image.shape)}")
+        if image.numel() == 0 or not image.is_floating_point():
+            raise ValueError(f"RAFT takes images with pixels, in floats, got {tuple(image.shape)} of {image.dtype}")
         low, high = (float(value) for value in image.aminmax())
         if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # false for NaN as well
             raise ValueError(f"RAFT takes RGB in [0, 1], got values from {low:g} to {high:g}")
+
+
+def check_initial(initial: Tensor, image: Tensor) -> None:
+    """A flow to start from is (B, 2, H, W) as its image (B, 3, H, W) is, and finite."""
+    if initial.shape != (len(image), 2, *image.shape[-2:]) or not initial.isfinite().all():
+        raise ValueError(f"the initial flow must be finite and {(len(image), 2, *image.shape[-2:])}, got "
+                         f"{tuple(initial.shape)}" + " with values that are not" * (not initial.isfinite().all()))
 
 
 def check_iterations(n_iters: int) -> None:

@@ -1,4 +1,4 @@
-"""Layers of RAFT's encoders that are the usual ones, sooner done and in less memory."""
+"""Layers of RAFT's encoders: the usual ones, faster and in less memory."""
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +10,15 @@ STRIP = 6e6  # bytes of the rows that a convolution of a large image takes at a 
 class StripConv2d(nn.Conv2d):
     """A 3x3 convolution of stride 1 that takes large images a strip of rows at a time, where no gradient passes.
 
-    The library rearranges what a convolution reads and writes: of a strip, that is little memory, and in the cache.
+    On the CPU the library rearranges what a convolution reads and writes: of a strip that is little memory, and it
+    stays in the cache.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, channels, H, W)."""
         batch, channels, height, width = x.shape
         rows = max(1, int(STRIP / (x.element_size() * batch * channels * width)))
-        if torch.is_grad_enabled() or rows >= height or x.is_contiguous(memory_format=torch.channels_last):
+        if torch.is_grad_enabled() or x.is_cuda or rows >= height or x.is_contiguous(memory_format=torch.channels_last):
             return super().forward(x)
         out = x.new_empty(batch, self.out_channels, height, width)
         for top in range(0, height, rows):
@@ -53,5 +54,8 @@ class BatchNorm(nn.BatchNorm2d):
         """(B, channels, H, W), twice."""
         if self.training or torch.is_grad_enabled():
             return super().forward(x)
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return x.mul_(scale[:, None, None]).add_((self.bias - self.running_mean * scale)[:, None, None])
+        weight, bias, mean, variance = (each.float() for each in (self.weight, self.bias, self.running_mean,
+                                                                  self.running_var))
+        scale = weight * (variance + self.eps).rsqrt()
+        shift = bias - mean * scale
+        return x.mul_(scale.to(x.dtype)[:, None, None]).add_(shift.to(x.dtype)[:, None, None])

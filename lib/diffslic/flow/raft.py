@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from diffslic import geometry, training
 from diffslic.flow.correlation import RowBlocks, Volume, correlation, correlation_pyramid
-from diffslic.flow.inputs import check_images, check_iterations
+from diffslic.flow.inputs import check_images, check_initial, check_iterations
 from diffslic.flow.layers import BatchNorm, InstanceNorm, StripConv2d
 from diffslic.flow.released import own_keys
 from diffslic.flow.video import BothWays, flow_both_ways, forward_flow
@@ -90,13 +90,16 @@ class RAFT(nn.Module):
             initial: (B, 2, H, W) flow in pixels to start from; zero if None.
 
         Returns:
-            (B, 2, H, W) float32 flow in pixels.
+            (B, 2, H, W) flow in pixels, float32 (float64 with weights in float64).
 
         Raises:
-            ValueError: not two images of one size, values that are not in [0, 1], no correction.
+            ValueError: not two images of one size, values that are not in [0, 1], an initial flow of another size or
+                not finite, no correction.
         """
         check_images(image1, image2)
         check_iterations(n_iters)
+        if initial is not None:
+            check_initial(initial, image1)
         correlate = self.correlate(self.features(image1), self.features(image2))
         context = self.context(image1)
         start = None if initial is None else geometry.resize_flow(_pad(initial), context.state.shape[-2:])
@@ -113,7 +116,7 @@ class RAFT(nn.Module):
         return Predictions(flows, pyramid[0])
 
     def similarity(self, image1: Tensor, image2: Tensor) -> Tensor:
-        """(B, h * w, h, w) of the cells of both images, as in :class:`Predictions`; the rest of the network rests."""
+        """(B, h * w, h, w) of the cells of both images, as in :class:`Predictions`, without running the rest."""
         return correlation_pyramid(self.features(image1), self.features(image2), levels=1)[0]
 
     def video(self, frames: Iterable[Tensor], n_iters: int = 12, warm_start: bool = False) -> Iterator[Tensor]:

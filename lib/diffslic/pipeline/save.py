@@ -71,7 +71,8 @@ def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, pol
     Args:
         n_iters, polished: see :func:`diffslic.pipeline.video_flow`.
         layout: "flo" (Middlebury) or "png" (KITTI, 1/64 pixel).
-        largest: the motion in pixels that gets the strongest colours; the video's 99th percentile if None.
+        largest: the motion in pixels that gets the strongest colours; if None, the largest of the frames' 99th
+            percentiles.
 
     Returns:
         pairs, the mean motion and the largest of the colours in pixels, and with ``both_ways`` the share occluded.
@@ -89,7 +90,7 @@ def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, pol
     pairs = _pairs(raft, (clip.frame(t).to(device) for t in range(len(clip))), n_iters, polished, both_ways)
     lengths, peaks, occluded = [], [], []
     with tqdm(total=len(clip) - 1, desc=clip.name, unit="pair", disable=not progress) as bar:
-        for name, after, pair in zip(names, names[1:], pairs):
+        for pair, name, after in zip(pairs, names, names[1:]):  # ``pairs`` first: it says what is wrong with one frame
             write(folder / "flow" / f"{name}.{layout}", pair.forward)
             length = pair.forward.norm(dim=0).cpu()
             lengths.append(float(length.mean()))

@@ -1,5 +1,6 @@
-"""How RAFT is trained on scenes: pairs of frames with exact flow, the paper's sequence loss, end-point error."""
+"""How RAFT is trained: pairs of scenes, collages or clips with flow, the paper's sequence loss, end-point error."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from diffslic import datasets, geometry, metrics, training
 from diffslic.datasets import collages, scenes
 from diffslic.datasets.clip import Clip
+from diffslic.datasets.flow_sets import PASSES
 from diffslic.datasets.photographs import photographs
 from diffslic.flow import RAFT, RAFTConfig, matching_loss, sequence_loss
 from diffslic.recipes import augment
@@ -25,11 +27,16 @@ LONGEST_STEP = 3  # frames between the two of a pair of a scene: slow and fast m
 COLLAGES = 0.5  # the share of collages beside scenes
 COLORED = 0.6  # the share of pairs whose colours change
 FLOW_SETS = ("flyingchairs", "sintel", "kitti", "tartanair")
-VALIDATION_SEED = 900_000  # scenes from this seed on are never trained on
-CARD = {"what": "Optical flow (Teed and Deng 2020), trained on procedural scenes only.",
-        "gpu_command": "diffslic train raft --out runs/raft --steps 60000 --batch-size 12 --workers 12 --device cuda",
-        "limits": "The scenes move rigidly and have no motion blur, shadows, water or smoke: expect less on real video "
-                  "than the figures say, above all for thin, deforming and very fast things."}
+SCENES_PER_SEED = 10_000
+MEASURING_SEED = 500_000  # scenes from this seed on are never trained on
+VALIDATION_SEED = 900_000
+VALIDATION_CLIPS = 100  # of a set of files, at most
+WHAT = "Optical flow (Teed and Deng 2020)"
+GPU_COMMAND = ("diffslic train raft --out runs/raft --steps 60000 --batch-size 12 --n-scenes 1000 --workers 0 "
+               "--device cuda --precision bf16-mixed --textures BSDS500/data/images/train")
+LIMITS = {"drawn": "Scenes move rigidly, collages bend but are flat, and neither has motion blur, shadows, water or "
+                   "smoke: expect less on real video than the figures say, above all for thin and very fast things.",
+          "clips": "Trained on one kind of video: what it has lost on others is not known. Measure it on them too."}
 
 
 class Sample(NamedTuple):
@@ -73,16 +80,14 @@ class Pairs:
         images = augment.flip_image(images[..., rows, columns], *mirror)
         flow = augment.flip_flow(flow[:, rows, columns], *mirror)
         valid = augment.flip_image(valid[rows, columns], *mirror)
-        # A point that comes close to the camera can move by thousands of pixels: no lesson in that, nor in what the
-        # resize would mix with it.
-        unknown = (~valid | ~(flow.norm(dim=0) < LARGEST)).float()[None, None]
-        flow = flow.nan_to_num().clamp(-LARGEST, LARGEST)[None]
-        images, flow = geometry.resize(images, CROP), geometry.resize_flow(flow, CROP)[0]
+        # A point that comes close to the camera can move by thousands of pixels: no lesson in that.
+        valid = valid & (flow.norm(dim=0) < LARGEST)
+        flow, valid = geometry.resize_known_flow(flow[None], valid[None], CROP)
+        images = geometry.resize(images, CROP)
         if rng.random() < COLORED:
             images = augment.jitter_colors(images, rng)
         images = augment.blur(images, rng)
-        return {"image1": images[0], "image2": images[1], "flow": flow,
-                "valid": geometry.resize(unknown, CROP)[0, 0] == 0}
+        return {"image1": images[0], "image2": images[1], "flow": flow[0], "valid": valid[0]}
 
 
 def scene_pairs(n_scenes: int, n_frames: int, seed: int, folder: str | Path | None = None,
@@ -90,18 +95,24 @@ def scene_pairs(n_scenes: int, n_frames: int, seed: int, folder: str | Path | No
     """Pairs of frames of ray-cast scenes, up to :data:`LONGEST_STEP` apart.
 
     A scene's frames are drawn once, when it is first asked for, and kept as bytes, its flow as half floats: a thousand
-    pairs take 1.4 GB.
+    pairs take 1.4 GB, in every process that draws.
 
     Args:
         folder: photographs for the surfaces; None for those of scikit-image. device: where scenes are drawn and kept.
+
+    Raises:
+        ValueError: a seed whose scenes would reach those that are kept for measuring.
     """
+    if seed * SCENES_PER_SEED + n_scenes > MEASURING_SEED:
+        raise ValueError(f"seed must be below {(MEASURING_SEED - n_scenes) // SCENES_PER_SEED + 1} for {n_scenes} "
+                         f"scenes, got {seed}: scenes from {MEASURING_SEED} on are never trained on")
     presets = ("lab", "street", "crowd", "static")
 
     @cache
     def draw(number: int) -> list[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng([seed, number])
-        scene = scenes.Scene(presets[number % len(presets)], n_frames, SIZE, seed * 10_000 + number, lighting=0.1,
-                             photographs=folder, device=device)
+        scene = scenes.Scene(presets[number % len(presets)], n_frames, SIZE, seed * SCENES_PER_SEED + number,
+                             lighting=0.1, photographs=folder, device=device)
         views = [scene.view([t]) for t in range(n_frames)]
         pairs = []
         for t in range(n_frames - 1):
@@ -144,7 +155,8 @@ def prepare(dataset: str, root: str | Path | None = None) -> tuple[list[Clip], l
 
     Args:
         dataset: "scenes", or a set of files with flow: "flyingchairs", "sintel", "kitti", "tartanair".
-        root: the folder of a set of files. One clip in ten validates, one at least.
+        root: the folder of a set of files. One clip in ten validates, one at least and 100 at most; of Sintel both
+            passes are taken, a scene on one side with both.
 
     Raises:
         ValueError: another dataset, no ``root``, or a single clip.
@@ -155,12 +167,16 @@ def prepare(dataset: str, root: str | Path | None = None) -> tuple[list[Clip], l
         raise ValueError(f"RAFT learns on scenes, {', '.join(FLOW_SETS)}, got {dataset!r}")
     if root is None:
         raise ValueError(f"{dataset} needs root=..., its folder on disk (see data/README.md)")
-    clips = [clip for clip in datasets.open(dataset, root=root) if clip.has("flow")]
-    if len(clips) < 2:
+    passes = [datasets.open(dataset, root=root, render=render) for render in PASSES
+              if (Path(root) / "training" / render).is_dir()] if dataset == "sintel" else []
+    passes = [[clip for clip in clips if clip.has("flow")] for clips in passes or [datasets.open(dataset, root=root)]]
+    if len(passes[0]) < 2:
         raise ValueError(f"{root}: training needs two clips with flow at least, one of them to validate, "
-                         f"got {len(clips)}")
-    held_out = clips[9::10] or clips[-1:]
-    return [clip for clip in clips if clip not in held_out], held_out
+                         f"got {len(passes[0])}")
+    last = len(passes[0]) - 1
+    held_out = set(range(9, last + 1, 10)) or {last}
+    return ([clip for clips in passes for i, clip in enumerate(clips) if i not in held_out],
+            [clip for clips in passes for i, clip in enumerate(clips) if i in held_out][:VALIDATION_CLIPS])
 
 
 def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, batch_size: int = 4, n_iters: int = 12,
@@ -186,12 +202,23 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         start: weights to start from (their variant counts then), or None.
         workers: processes that draw; with none, pairs are drawn where the network is.
         command: what the card says makes these weights again; by default the call of this function.
+
+    Raises:
+        ValueError: stages that train nothing, a power that is not positive, clips on both sides, and what
+            :func:`training.fit` raises.
     """
+    if power <= 0 or n_iters < 0:
+        raise ValueError(f"power must be above 0 and n_iters at least 0, got {power} and {n_iters}")
+    if n_iters == 0 and (freeze_features or devices > 1 or "WORLD_SIZE" in os.environ):
+        raise ValueError("n_iters=0 trains the features alone: they cannot be frozen, and one process does it")
+    both = sorted({clip.name for clip in clips} & {clip.name for clip in validation})
+    if both:
+        raise ValueError(f"{both[0]} is both trained on and validated on")
     torch.manual_seed(seed)
     model = RAFT(RAFTConfig(variant)) if start is None else RAFT.from_pretrained(start).train()
     variant = model.config.variant
     model.fnet.requires_grad_(not freeze_features)
-    where = "cpu" if workers or device == "auto" else device
+    where = "cpu" if workers else ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     sources = {collage_pairs(textures, where): COLLAGES,
                scene_pairs(n_scenes, n_frames, seed, textures, where): 1 - COLLAGES}
     pairs = Pairs({clip_pairs(clips): 1.0} if clips else sources, batch_size, seed)
@@ -215,12 +242,16 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
                        schedule, out_dir, monitor=monitor, higher_is_better=False, settings=settings, device=device,
                        devices=devices, precision=precision, workers=workers,
                        forward_methods=["predictions", "similarity"], resume=resume, loggers=loggers, progress=progress)
-    write_card(out_dir, fit, name=f"RAFT, {variant}", **CARD,
+    write_card(out_dir, fit, name=f"RAFT, {variant}",
+               what=f"{WHAT}, trained on {'clips with flow' if clips else 'procedural scenes and collages'}"
+                    f"{f', from {start}' if start else ''}.",
+               limits=LIMITS["clips" if clips else "drawn"], gpu_command=GPU_COMMAND,
                data=(f"{len(clips)} clips, " if clips else
                      f"{COLLAGES:.0%} collages, else {n_scenes} scenes of {n_frames} frames at {SIZE[0]}x{SIZE[1]}, ")
                + f"scaled crops of {CROP[0]}x{CROP[1]}, {batch_size} pairs a step, {n_iters} corrections",
                validation=f"{len(validation)} other clips, 12 corrections; epe in pixels, px1, px3, fl_all are shares",
-               command=command or f"diffslic.recipes.raft.train({str(out_dir)!r}, steps={steps}, ...)")
+               command=command or f"diffslic.recipes.raft.train({str(out_dir)!r}, steps={steps}, "
+                                  f"learning_rate={learning_rate}, **{settings})")
     return fit
 
 
@@ -235,12 +266,12 @@ def evaluate(model: RAFT, clips: Sequence[Clip], n_iters: int = 12) -> dict[str,
     Where all clips tell what is hidden, ``epe_visible`` leaves it out.
     """
     device = training.device_of(model)
-    rows = []
+    rows, tell_hidden = [], all(clip.has("occlusion") for clip in clips)
     for clip in clips:
         frames = [clip.frame(t).to(device) for t in range(len(clip))]
         for t, flow in enumerate(model.video(frames, n_iters)):
             figures = metrics.flow(flow.cpu(), clip.flow(t))
-            if all(each.has("occlusion") for each in clips):
+            if tell_hidden:
                 figures["epe_visible"] = metrics.flow(flow.cpu(), clip.flow(t), ~clip.occlusion(t))["epe"]
             rows.append(figures)
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
