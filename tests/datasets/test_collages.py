@@ -62,7 +62,7 @@ def test_photographs_of_a_folder_are_used_by_collages_and_scenes(tmp_path):
     assert [image.shape for image in found] == [(3, 40, 50)] * 2 and found[0].dtype == torch.uint8
     pair = collages(found, 2, SIZE, np.random.default_rng(0))
     assert pair.image1.flatten(2).std(-1).max() < 0.35  # pieces of plain red on plain red
-    scene, other = (Scene("lab", 2, (24, 32), photographs=folder).view([0]).image for folder in (tmp_path, None))
+    scene, other = (Scene("lab", 2, (24, 32), textures=folder).view([0]).image for folder in (tmp_path, None))
     assert not torch.equal(scene, other)
     assert len(photographs()) == len(SHIPPED)
 

@@ -45,6 +45,8 @@ def scenes(
     lighting: Annotated[float, typer.Option(help="Amplitude of a slow change of the light, as a share.")] = 0,
     blur: Annotated[float, typer.Option(help="Standard deviation of the lens blur, in pixels.")] = 0,
     noise: Annotated[float, typer.Option(help="Standard deviation of the sensor noise, of 1.")] = 0,
+    textures: Annotated[Path | None, typer.Option(help="A folder of photographs for the surfaces.",
+                                                  show_default="those of scikit-image")] = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -58,6 +60,6 @@ def scenes(
 
     check_device(device)
     clips = datasets.open("scenes", preset=preset, n_clips=n_clips, n_frames=n_frames, size=size, seed=seed,
-                          lighting=lighting, blur=blur, noise=noise, device=device)
+                          lighting=lighting, blur=blur, noise=noise, textures=textures, device=device)
     layouts.write(clips, out, layout)
     show({"clips": len(clips), "frames": n_frames, "out": str(out)}, as_json)

@@ -50,17 +50,17 @@ class Scene:
         lighting: amplitude of a slow change of the light, as a share of its strength.
         blur: standard deviation in pixels of a Gaussian lens blur.
         noise: standard deviation of Gaussian sensor noise, in the unit of the image.
-        photographs: a folder of images to put on the surfaces, instead of those that ship inside scikit-image.
+        textures: a folder of images to put on the surfaces, instead of those that ship inside scikit-image.
         device: where it is drawn.
     """
 
     def __init__(self, preset: str = "lab", n_frames: int = 8, size: tuple[int, int] = (240, 428), seed: int = 0,
                  lighting: float = 0.0, blur: float = 0.0, noise: float = 0.0,
-                 photographs: str | Path | None = None, device: torch.device | str = "cpu") -> None:
+                 textures: str | Path | None = None, device: torch.device | str = "cpu") -> None:
         _check(preset, n_frames, size, seed, (lighting, blur, noise))
         self.n_frames, self.size, self.seed = n_frames, tuple(size), seed
         self.blur, self.noise = blur, noise
-        self.world = build_world(preset, n_frames, self.size, lighting, seed, photographs).to(device)
+        self.world = build_world(preset, n_frames, self.size, lighting, seed, textures).to(device)
         self.n_bodies = int(self.world.body.max())
         self._painter = raycast.Painter(self.world)
 
@@ -119,15 +119,15 @@ class Scene:
 
 def clips(preset: str = "lab", n_clips: int = 4, n_frames: int = 8, size: tuple[int, int] = (240, 428),
           seed: int = 0, lighting: float = 0.0, blur: float = 0.0, noise: float = 0.0,
-          photographs: str | None = None, device: str = "cpu") -> list[Clip]:
+          textures: str | None = None, device: str = "cpu") -> list[Clip]:
     """Scenes as clips, with every truth: frame, labels, segments, flow, occlusion (both ways), depth, poses.
 
     Args:
         preset: one of ``PRESETS``; several may be joined by a plus sign ("lab+crowd"), clips then take turns.
         n_clips: how many; clip i has the seed ``seed + i``.
-        n_frames, size, lighting, blur, noise, photographs, device: see :class:`Scene`.
+        n_frames, size, lighting, blur, noise, textures, device: see :class:`Scene`.
     """
-    options = {"lighting": lighting, "blur": blur, "noise": noise, "photographs": photographs, "device": device}
+    options = {"lighting": lighting, "blur": blur, "noise": noise, "textures": textures, "device": device}
     if n_clips < 1:
         raise ValueError(f"n_clips must be at least 1, got {n_clips}")
     presets = preset.split("+")

@@ -34,7 +34,7 @@ class _Object(NamedTuple):
 
 
 def build_world(preset: str, n_frames: int, size: tuple[int, int], lighting: float, seed: int,
-                folder: str | Path | None = None) -> World:
+                textures: str | Path | None = None) -> World:
     """The world of a scene: see :class:`diffslic.datasets.scenes.Scene` for the arguments."""
     rng = np.random.default_rng([seed, PRESETS.index(preset)])
     n_bodies = {"lab": int(rng.integers(1, 3)), "street": int(rng.integers(1, 4)),
@@ -58,7 +58,7 @@ def build_world(preset: str, n_frames: int, size: tuple[int, int], lighting: flo
         object_to_world=torch.stack([o.poses for o in objects]),
         body=torch.tensor([o.body for o in objects]),
         faces=torch.tensor([[start + axis % o.faces for axis in range(3)] for o, start in zip(objects, starts)]),
-        textures=torch.stack([_texture(folder, rng) for _ in range(starts[-1] + objects[-1].faces)]),
+        textures=torch.stack([_texture(textures, rng) for _ in range(starts[-1] + objects[-1].faces)]),
         texel_density=torch.tensor([o.texel_density for o in objects]),
         camera_to_world=camera, intrinsics=intrinsics, size=size, light=F.normalize(light, dim=0), gain=gain)
 
@@ -217,21 +217,21 @@ def _camera(n_frames: int, forward: float, centres: list[Tensor], rng: np.random
 
 
 @lru_cache(maxsize=64)  # all of the shipped ones; of a folder, enlarged, no more
-def _enlarged(folder: str | Path | None, number: int) -> Tensor:
+def _enlarged(textures: str | Path | None, number: int) -> Tensor:
     """Photograph ``number // 3`` (3, H, W) in [0, 1], at one of three sizes."""
-    photograph, side = photographs(folder)[number // 3].float() / 255, raycast.TEXTURE_SIZE
+    photograph, side = photographs(textures)[number // 3].float() / 255, raycast.TEXTURE_SIZE
     scale = (side, 3 * side // 2, 5 * side // 2)[number % 3] / min(photograph.shape[1:])
     return geometry.resize(photograph[None], tuple(max(side, round(n * scale)) for n in photograph.shape[1:]))[0]
 
 
-def _texture(folder: str | Path | None, rng: np.random.Generator) -> Tensor:
+def _texture(textures: str | Path | None, rng: np.random.Generator) -> Tensor:
     """A texture (3, 256, 256): a random crop of a photograph with a random tint and contrast.
 
     A third of them are nearly plain, as walls, roads and skies are: what learns from scenes must also meet places
     where nothing can be matched.
     """
     side = raycast.TEXTURE_SIZE
-    photograph = _enlarged(folder, int(rng.integers(3 * len(photographs(folder)))))
+    photograph = _enlarged(textures, int(rng.integers(3 * len(photographs(textures)))))
     top, left = (int(rng.integers(0, n - side + 1)) for n in photograph.shape[1:])
     tint = torch.tensor(rng.uniform(0.55, 1.25, 3), dtype=torch.float32)[:, None, None]
     contrast = rng.uniform(0.01, 0.2) if rng.random() < 0.35 else rng.uniform(0.4, 1.2)

@@ -20,6 +20,7 @@ from diffslic.training import device_of
 
 LAYOUTS = {"flo": io.write_flo, "png": io.write_kitti_png}  # of flow files
 
+
 def save_superpixels(images: Sequence[str | Path], folder: str | Path, model: SSN | SpixelFCN, n_spixels: int = 200,
                      exact: bool = False, extra: Tensor | None = None, progress: bool = True) -> list[dict[str, Any]]:
     """Superpixels of image files: ``FOLDER/<stem>.png`` (labels in 16 bits), ``_boundaries.png``, ``_colours.png``.

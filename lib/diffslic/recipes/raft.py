@@ -21,7 +21,7 @@ from diffslic.recipes.cards import write_card
 
 SIZE = (320, 448)  # of the rendered frames
 CROP = (256, 320)  # networks trained on smaller crops do not carry over to whole frames
-LOG_SCALE = (-0.4, 0.6)  # windows are shrunk by up to 1.3 and enlarged by up to 1.5, to this power of two
+LOG_SCALE = (-0.4, 0.6)  # windows are enlarged by two to this power, shrunk as far as the picture reaches
 LARGEST = 200  # pixels of flow that are taught
 LONGEST_STEP = 3  # frames between the two of a pair of a scene: slow and fast motion
 COLLAGES = 0.5  # the share of collages beside scenes
@@ -90,7 +90,7 @@ class Pairs:
         return {"image1": images[0], "image2": images[1], "flow": flow[0], "valid": valid[0]}
 
 
-def scene_pairs(n_scenes: int, n_frames: int, seed: int, folder: str | Path | None = None,
+def scene_pairs(n_scenes: int, n_frames: int, seed: int, textures: str | Path | None = None,
                 device: str = "cpu") -> Source:
     """Pairs of frames of ray-cast scenes, up to :data:`LONGEST_STEP` apart.
 
@@ -98,7 +98,8 @@ def scene_pairs(n_scenes: int, n_frames: int, seed: int, folder: str | Path | No
     pairs take 1.4 GB, in every process that draws.
 
     Args:
-        folder: photographs for the surfaces; None for those of scikit-image. device: where scenes are drawn and kept.
+        textures: a folder of photographs for the surfaces; None for those of scikit-image.
+        device: where scenes are drawn and kept.
 
     Raises:
         ValueError: a seed whose scenes would reach those that are kept for measuring.
@@ -112,7 +113,7 @@ def scene_pairs(n_scenes: int, n_frames: int, seed: int, folder: str | Path | No
     def draw(number: int) -> list[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng([seed, number])
         scene = scenes.Scene(presets[number % len(presets)], n_frames, SIZE, seed * SCENES_PER_SEED + number,
-                             lighting=0.1, photographs=folder, device=device)
+                             lighting=0.1, textures=textures, device=device)
         views = [scene.view([t]) for t in range(n_frames)]
         pairs = []
         for t in range(n_frames - 1):
@@ -129,10 +130,10 @@ def scene_pairs(n_scenes: int, n_frames: int, seed: int, folder: str | Path | No
     return sample
 
 
-def collage_pairs(folder: str | Path | None = None, device: str = "cpu") -> Source:
+def collage_pairs(textures: str | Path | None = None, device: str = "cpu") -> Source:
     """Pairs of :func:`diffslic.datasets.collages.collages`, drawn anew each time."""
     def sample(rng: np.random.Generator) -> Sample:
-        pair = collages.collages(photographs(folder), 1, CROP, rng, device=device)
+        pair = collages.collages(photographs(textures), 1, CROP, rng, device=device)
         return Sample(torch.cat([pair.image1, pair.image2]), pair.flow[0], torch.ones_like(pair.pieces[0]) > 0)
 
     return sample
