@@ -10,7 +10,6 @@ memory (Linux).
 
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from diffslic.datasets.clip import Clip
 from diffslic.datasets.composite_flow import with_composite_flow, write_composite_flow
 from diffslic.recipes import ssn
 from diffslic.superpixels import SSN, SSNConfig, label_reconstruction
+from measuring import peak_memory
 
 BATCH = 6
 
@@ -58,7 +58,7 @@ def peak(job: tuple[str, str, str]) -> tuple[int, float, float]:
     clips = [with_composite_flow(clip, Path(flow) / f"{clip.name}.h5")
              for clip in datasets.open("davis2016", root=root, resolution="240p")]
     frames = WAYS[way](clips)
-    return frames, time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return frames, time.perf_counter() - started, peak_memory()
 
 
 def main() -> None:

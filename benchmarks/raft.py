@@ -8,10 +8,7 @@ in turn, A B A B, CPU time, medians; peak memory in a process of its own each, a
 """
 
 import multiprocessing
-import statistics
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 from diffslic import datasets, geometry
 from diffslic.flow import RAFT, RAFTConfig
 from diffslic.flow.layers import InstanceNorm
+from measuring import medians, peak_memory
 
 SIZE, FRAMES, N_ITERS, ROUNDS = (480, 856), 6, 12, 3
 
@@ -115,19 +113,8 @@ def contestants(variant: str) -> dict[str, Callable[[], list[Tensor]]]:
             "bf16": lambda: list(half.video(frames, N_ITERS))}
 
 
-def medians(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median CPU seconds of each, in turn, after a first round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS + 1):
-        for name, way in ways.items():
-            start = time.process_time()
-            way()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
-
-
-def peak_memory(variant: str, name: str) -> float:
-    """Peak of one contestant in a fresh process, in MB, as the kernel counts it."""
+def peak_of(variant: str, name: str) -> float:
+    """Peak of one contestant in a process of its own, in MB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (variant, name))
 
@@ -138,8 +125,7 @@ def _peak(variant: str, name: str) -> float:
         list(network(variant).video(scene(2, (1080, 1920)), N_ITERS))
     else:
         contestants(variant)[name]()
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1000
+    return peak_memory()
 
 
 def main() -> None:
@@ -148,12 +134,12 @@ def main() -> None:
     for variant in ("small", "large"):
         ways = contestants(variant)
         flows = {name: torch.stack(way()) for name, way in ways.items()}
-        seconds = medians(ways)
+        seconds = medians(ways, ROUNDS)
         for name in ways:
             gap = (flows[name] - flows["plain"]).norm(dim=1)
             print(f"{variant} {name:11} {seconds[name] / (FRAMES - 1):6.2f} s  x{seconds['plain'] / seconds[name]:.2f}"
-                  f"  {peak_memory(variant, name):6.0f} MB  from plain: mean {gap.mean():.4f}, most {gap.max():.4f} px")
-        print(f"{variant} at 1080 x 1920, one pair: {peak_memory(variant, '1080p'):.0f} MB")
+                  f"  {peak_of(variant, name):6.0f} MB  from plain: mean {gap.mean():.4f}, most {gap.max():.4f} px")
+        print(f"{variant} at 1080 x 1920, one pair: {peak_of(variant, '1080p'):.0f} MB")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """Soft SLIC packed by cell, beside its usual formulation and scikit-image's SLIC: time and memory on one CPU thread.
 
 The usual formulation gathers the nine candidates of every pixel, keeps the affinities as a COO sparse matrix and
-updates the centroids by a sparse product. All run in turn, A B C A B C, and the medians are compared.
+updates the centroids by a sparse product. All run in turn, A B C A B C, CPU time, medians.
 
     python benchmarks/soft_slic.py
 """
 
 import multiprocessing
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +17,7 @@ from torch import Tensor
 
 from diffslic.superpixels import grid_for, soft_slic
 from diffslic.superpixels.slic import SMALLEST_WEIGHT
+from measuring import forget_peak, medians, peak_memory
 
 HEIGHT, WIDTH, N_ITERS, ROUNDS = 321, 481, 10, 5
 
@@ -69,32 +67,15 @@ def ways(channels: int, n_spixels: int) -> dict[str, Callable[[], Tensor]]:
 
 
 def memory_growth(job: tuple[str, int, int]) -> float:
-    """Growth of the peak resident memory in MB during one call, in a process of its own (Linux)."""
+    """Growth of the peak resident memory in MB during one call, in a process of its own."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     name, channels, n_spixels = job
     way = ways(channels, n_spixels)[name]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
-    before = _peak_memory()
+    forget_peak()
+    before = peak_memory()
     way()
-    return _peak_memory() - before
-
-
-def _peak_memory() -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
-def medians(contestants: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
-    """Median seconds of each, measured in turn after one call that warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(ROUNDS + 1):
-        for name, way in contestants.items():
-            start = time.perf_counter()
-            way()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return peak_memory() - before
 
 
 def main() -> None:
@@ -106,7 +87,7 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for n_spixels, channels in ((100, 5), (100, 20), (500, 5), (500, 20)):
             contestants = ways(channels, n_spixels)
-            seconds = medians(contestants)
+            seconds = medians(contestants, ROUNDS)
             cells = [f"{1000 * seconds[name]:7.1f} ({pool.apply(memory_growth, ((name, channels, n_spixels),)):5.1f})"
                      for name in contestants]
             difference = (contestants["packed"]() - contestants["usual"]()).abs().max()

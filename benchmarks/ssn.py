@@ -7,8 +7,6 @@ form that keeps an affinity of every pixel to every superpixel. All run in turn,
     python benchmarks/ssn.py
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -18,23 +16,9 @@ from skimage.segmentation import slic
 from torch import Tensor
 
 from diffslic.superpixels import SSN, SpixelFCN, SSNConfig, grid_for, soft_slic
+from measuring import medians
 
 HEIGHT, WIDTH, ROUNDS = 321, 481, 5
-
-
-def medians(contestants: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median CPU seconds of each, measured in turn.
-
-    Of two calls the second is timed: the first would pay for returning the memory that the contestant before it used.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS):
-        for name, way in contestants.items():
-            way()
-            start = time.process_time()
-            way()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def whole(n_spixels: int) -> dict[str, Callable[[], object]]:
@@ -81,14 +65,14 @@ def training() -> dict[str, Callable[[], object]]:
 def main() -> None:
     torch.set_num_threads(1)
     contestants = training()
-    seconds = medians(contestants)
+    seconds = medians(contestants, ROUNDS)
     ours, theirs = (way() for way in contestants.values())
     print(f"forward and backward, 200 x 200, 200 superpixels, 20 channels: packed {1000 * seconds['packed']:.0f}, "
           f"dense {1000 * seconds['dense']:.0f}, ratio {seconds['dense'] / seconds['packed']:.1f}; "
           f"gradients differ by at most {(ours - theirs).abs().max():.1e}")
     print(f"{HEIGHT} x {WIDTH}, image to connected labels, CPU milliseconds (times scikit-image's SLIC)")
     for n_spixels in (100, 500):
-        seconds = medians(whole(n_spixels))
+        seconds = medians(whole(n_spixels), ROUNDS)
         cells = [f"{name} {1000 * value:.0f} ({value / seconds['scikit-image']:.2f})"
                  for name, value in seconds.items()]
         print(f"{n_spixels:5d} superpixels: {', '.join(cells)}")

@@ -224,6 +224,14 @@ def test_a_stopped_run_goes_on_on_a_gpu(tmp_path):
     assert list(fit.history["step"]) == [4, 8, 12]
 
 
+def test_under_torchrun_a_process_takes_its_gpu(monkeypatch):
+    assert training.own_device("cuda") == "cuda" and training.own_share("abc") == ["a", "b", "c"]
+    for name, value in (("LOCAL_RANK", "1"), ("RANK", "5"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert [training.own_device(device) for device in ("cuda", "cuda:3", "cpu")] == ["cuda:1", "cuda:3", "cpu"]
+    assert training.own_share(range(16)) == [5, 13]
+
+
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no device 'foo' here"):
         training.check_device("foo")

@@ -62,6 +62,21 @@ def test_flyingchairs(tmp_path, names, folder):
     assert clips[1].frame(1).mean() > clips[1].frame(0).mean() and torch.equal(clips[0].flow(0), a_flow())
 
 
+def test_the_split_of_flyingchairs(tmp_path):
+    make_chairs(tmp_path)
+    with pytest.raises(FileNotFoundError, match="FlyingChairs_train_val.txt"):
+        datasets.open("flyingchairs", root=tmp_path, split="val")
+    (tmp_path / "FlyingChairs_train_val.txt").write_text("2\n1\n")
+    assert [[clip.name for clip in datasets.open("flyingchairs", root=tmp_path, split=split)]
+            for split in ("train", "val", "all")] == [["00002"], ["00001"], ["00001", "00002"]]
+    with pytest.raises(ValueError, match="all, train or val, got 'test'"):
+        datasets.open("flyingchairs", root=tmp_path, split="test")
+    for text in ("2\n", "2\n3\n"):
+        (tmp_path / "FlyingChairs_train_val.txt").write_text(text)
+        with pytest.raises(ValueError, match="1 or 2 for each of 2 pairs"):
+            datasets.open("flyingchairs", root=tmp_path, split="val")
+
+
 def test_sintel(tmp_path):
     make_sintel(tmp_path)
     clean, final = (datasets.open("sintel", root=tmp_path, render=name)[0] for name in ("clean", "final"))

@@ -43,3 +43,13 @@ def test_batch_norm():
     assert torch.equal(norm(x), usual(x))
     with torch.no_grad():
         assert (norm(x.clone()) - usual(x)).abs().max() < 1e-5
+
+
+def test_a_frozen_batch_norm_keeps_its_moments():
+    norm = BatchNorm(5)
+    norm.frozen = True
+    norm.train()
+    x = torch.randn(2, 5, 6, 7) + 3
+    assert torch.allclose(norm(x), x, atol=1e-3) and norm.running_mean.abs().max() == 0
+    norm(x).sum().backward()
+    assert norm.weight.grad is not None

@@ -6,7 +6,7 @@ import torch
 
 from diffslic import datasets, geometry, pipeline
 from diffslic.datasets import io
-from diffslic.flow import RAFT
+from diffslic.flow import RAFT, RAFTConfig
 from diffslic.recipes import augment, raft, ssn, unet
 from diffslic.segmentation import UNet
 from diffslic.superpixels import SSN, SpixelFCN, SSNConfig
@@ -184,6 +184,19 @@ def test_a_few_steps_of_raft(tmp_path, monkeypatch):
     assert np.isfinite(fit.history["epe"]).all()
 
 
+def test_a_large_raft_that_is_trained_on_keeps_its_moments(tmp_path, monkeypatch):
+    monkeypatch.setattr(raft, "CROP", (64, 64))
+    torch.manual_seed(0)
+    large = RAFT(RAFTConfig("large"))
+    large.save(tmp_path / "large.safetensors")
+    fit = raft.train(tmp_path / "on", start=tmp_path / "large.safetensors", clips=flow_clips(2, SIZE), batch_size=1,
+                     validation=flow_clips(1, SIZE, seed=9), steps=1, n_iters=1, workers=0, device="cpu",
+                     progress=False)
+    after = RAFT.from_pretrained(fit.weights).cnet.norm1
+    assert torch.equal(after.running_mean, large.cnet.norm1.running_mean)
+    assert not torch.equal(after.bias, large.cnet.norm1.bias)
+
+
 @pytest.mark.parametrize(("stage", "moves", "rests"), [({"n_iters": 0}, ["fnet"], ["cnet", "update_block"]),
                                                        ({"n_iters": 2, "freeze_features": True, "power": 0.5},
                                                         ["cnet", "update_block"], ["fnet"])])
@@ -242,6 +255,9 @@ def test_flow_sets_are_split_by_clip(tmp_path):
         io.write_flo(tmp_path / f"{number:05d}_flow.flo", torch.zeros(2, 8, 9))
     clips, validation = raft.prepare("flyingchairs", tmp_path)
     assert [clip.name for clip in clips] == ["00000", "00001"] and [clip.name for clip in validation] == ["00002"]
+    (tmp_path / "FlyingChairs_train_val.txt").write_text("2 1 1")
+    clips, validation = raft.prepare("flyingchairs", tmp_path)
+    assert [clip.name for clip in clips] == ["00001", "00002"] and [clip.name for clip in validation] == ["00000"]
     assert raft.prepare("scenes")[0] == []
     with pytest.raises(ValueError, match="RAFT learns on scenes, flyingchairs, sintel, kitti, tartanair, got 'davis"):
         raft.prepare("davis2016", tmp_path)

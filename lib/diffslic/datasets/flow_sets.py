@@ -3,7 +3,7 @@
 ===============  ==================================================================================================
 FlyingChairs     ``data/00001_img1.ppm``, ``00001_img2.ppm``, ``00001_flow.flo``; also ``0000000-img0.ppm``,
 (2015)           ``0000000-img1.ppm``, ``0000000-gt.flo``; in ``data/`` or in the folder itself. 384x512, one clip
-                 of two frames per pair.
+                 of two frames per pair. ``FlyingChairs_train_val.txt`` has a line per pair: 1 trains, 2 validates.
 MPI-Sintel       ``training/{clean,final}/<scene>/frame_0001.png``, ``training/flow/<scene>/frame_0001.flo``;
 (2012)           ``training/{occlusions,invalid}/<scene>/frame_0001.png`` where they are. 436x1024, one clip per scene.
 KITTI            ``training/image_2/000000_10.png``, ``000000_11.png``, ``training/flow_occ/000000_10.png``; of 2012
@@ -28,16 +28,33 @@ from diffslic.datasets.problems import problems_of
 PASSES = ("clean", "final")  # of Sintel: without and with blur and haze
 # Suffixes of a pair's first image, second image and flow: the set's own names, and those of one of its mirrors.
 CHAIRS = (("_img1.ppm", "_img2.ppm", "_flow.flo"), ("-img0.ppm", "-img1.ppm", "-gt.flo"))
+CHAIRS_SPLIT = "FlyingChairs_train_val.txt"
+SPLIT_MARKS = {"train": "1", "val": "2"}
 KITTI_IMAGES = ("image_2", "colored_0")
 
 
-def flyingchairs(root: str | Path) -> list[Clip]:
+def flyingchairs(root: str | Path, split: str = "all") -> list[Clip]:
     """One clip of two frames per pair of FlyingChairs.
 
+    Args:
+        split: "train", "val" (both by the file :data:`CHAIRS_SPLIT` in ``root``) or "all".
+
     Raises:
-        FileNotFoundError: no pairs, or a pair without its second image or flow.
+        FileNotFoundError: no pairs, a pair without its second image or flow, or no file that splits them.
+        ValueError: another split, or a file that does not say 1 or 2 of every pair.
     """
-    return [open_clip() for open_clip in _chairs(Path(root))]
+    pairs = _chairs(Path(root))
+    if split not in ("all", *SPLIT_MARKS):
+        raise ValueError(f"the split of FlyingChairs is all, {' or '.join(SPLIT_MARKS)}, got {split!r}")
+    if split == "all":
+        return [open_clip() for open_clip in pairs]
+    path = Path(root) / CHAIRS_SPLIT
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}, which says what trains and what validates")
+    marks = path.read_text().split()
+    if len(marks) != len(pairs) or not set(marks) <= set(SPLIT_MARKS.values()):
+        raise ValueError(f"{path}: expected 1 or 2 for each of {len(pairs)} pairs, got {len(marks)} words")
+    return [open_clip() for open_clip, mark in zip(pairs, marks) if mark == SPLIT_MARKS[split]]
 
 
 def sintel(root: str | Path, render: str = "clean") -> list[Clip]:

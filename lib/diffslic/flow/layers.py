@@ -48,7 +48,16 @@ class InstanceNorm(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """The usual one; in place where it is no longer trained and no gradient passes."""
+    """The usual one; in place where it is no longer trained and no gradient passes.
+
+    With ``frozen``, training leaves mean and variance as they are, and uses them: so the paper fine-tunes.
+    """
+
+    frozen = False
+
+    def train(self, mode: bool = True) -> "BatchNorm":
+        """As for every module, as far as it is not frozen."""
+        return super().train(mode and not self.frozen)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W), twice."""

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from diffslic import datasets, geometry, metrics, training
 from diffslic.datasets import collages, scenes
 from diffslic.datasets.clip import Clip
-from diffslic.datasets.flow_sets import PASSES
+from diffslic.datasets.flow_sets import CHAIRS_SPLIT, PASSES
 from diffslic.datasets.photographs import photographs
 from diffslic.flow import RAFT, RAFTConfig, matching_loss, sequence_loss
+from diffslic.flow.layers import BatchNorm
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
 
@@ -157,7 +158,7 @@ def prepare(dataset: str, root: str | Path | None = None) -> tuple[list[Clip], l
     Args:
         dataset: "scenes", or a set of files with flow: "flyingchairs", "sintel", "kitti", "tartanair".
         root: the folder of a set of files. One clip in ten validates, one at least and 100 at most; of Sintel both
-            passes are taken, a scene on one side with both.
+            passes are taken, a scene on one side with both. FlyingChairs is split by its own file where it is there.
 
     Raises:
         ValueError: another dataset, no ``root``, or a single clip.
@@ -168,6 +169,9 @@ def prepare(dataset: str, root: str | Path | None = None) -> tuple[list[Clip], l
         raise ValueError(f"RAFT learns on scenes, {', '.join(FLOW_SETS)}, got {dataset!r}")
     if root is None:
         raise ValueError(f"{dataset} needs root=..., its folder on disk (see data/README.md)")
+    if dataset == "flyingchairs" and (Path(root) / CHAIRS_SPLIT).is_file():
+        return (datasets.open(dataset, root=root, split="train"),
+                datasets.open(dataset, root=root, split="val")[:VALIDATION_CLIPS])
     passes = [datasets.open(dataset, root=root, render=render) for render in PASSES
               if (Path(root) / "training" / render).is_dir()] if dataset == "sintel" else []
     passes = [[clip for clip in clips if clip.has("flow")] for clips in passes or [datasets.open(dataset, root=root)]]
@@ -200,7 +204,7 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         validation: clips with flow; by default :func:`validation_clips`.
         n_scenes, n_frames: the pool of scenes, drawn on the fly.
         textures: a folder of photographs for scenes and collages; None for those of scikit-image.
-        start: weights to start from (their variant counts then), or None.
+        start: weights to start from, or None. Their variant counts then, and batch norms keep their moments.
         workers: processes that draw; with none, pairs are drawn where the network is.
         command: what the card says makes these weights again; by default the call of this function.
 
@@ -216,9 +220,13 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
     if both:
         raise ValueError(f"{both[0]} is both trained on and validated on")
     torch.manual_seed(seed)
-    model = RAFT(RAFTConfig(variant)) if start is None else RAFT.from_pretrained(start).train()
+    model = RAFT(RAFTConfig(variant)) if start is None else RAFT.from_pretrained(start)
     variant = model.config.variant
     model.fnet.requires_grad_(not freeze_features)
+    if start is not None:  # small batches of another kind of video would spoil what many pairs have settled
+        for layer in model.modules():
+            if isinstance(layer, BatchNorm):
+                layer.frozen = True
     where = "cpu" if workers else ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     sources = {collage_pairs(textures, where): COLLAGES,
                scene_pairs(n_scenes, n_frames, seed, textures, where): 1 - COLLAGES}
