@@ -1,0 +1,233 @@
+"""Two-view depth: against reference figures, the truth of scenes, and what has no depth."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffslic import datasets, depth, geometry, metrics
+from diffslic.superpixels import grid_for, soft_slic
+
+CASES = ("lateral", "forward", "rot_trans", "moving")
+K = torch.tensor([[320., 0, 319.5], [0, 320, 239.5], [0, 0, 1]])
+
+
+def case(reference, name):
+    with np.load(reference / f"reference/flow/depth_{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3], pose[:3, 3] = torch.from_numpy(arrays["R"]), torch.from_numpy(arrays["t"])
+    return arrays, torch.from_numpy(arrays["K"]), pose
+
+
+def field(array):
+    return torch.from_numpy(array).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reference_depths(reference, name):
+    arrays, intrinsics, pose = case(reference, name)
+    noisy, mask = field(arrays["flow_noisy"]), arrays["mask"]
+    linear = depth.linear_depth(noisy, intrinsics, pose)[0, 0].numpy()
+    assert np.abs(linear / arrays["Z_linear"] - 1)[mask].max() < 1e-9
+    found = depth.from_flow(noisy, intrinsics, pose, min_parallax=2.0, only_inside=False)
+    assert np.array_equal(found.valid[0, 0].numpy(), mask)
+    assert np.abs(found.depth[0, 0].numpy() / arrays["Z_gn"] - 1)[mask].max() < 1e-7
+    assert np.abs(found.parallax[0, 0].numpy() - arrays["parallax"]).max() < 1e-9
+    seen = arrays["parallax"] > 0.05
+    assert np.abs(found.residual[0, 0].numpy() - arrays["epi_residual_noisy"])[seen].max() < 1e-8
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reference_figures_with_exact_flow(reference, name):
+    arrays, intrinsics, pose = case(reference, name)
+    exact, still = field(arrays["flow"]), ~arrays["moving"]
+    linear = depth.linear_depth(exact, intrinsics, pose)[0, 0].numpy()
+    seen = arrays["parallax_exactflow"] > 0.05
+    assert np.abs(linear / arrays["depth"] - 1)[still & seen].max() < 1e-9
+    found = depth.from_flow(exact, intrinsics, pose, noise=float(arrays["sigma_px"]), min_parallax=0.05,
+                            only_inside=False)
+    valid = found.valid[0, 0].numpy() & still
+    assert np.abs((found.sigma / found.depth)[0, 0].numpy() / arrays["relsigma_full"] - 1)[valid].max() < 1e-7
+    assert np.abs(found.residual[0, 0].numpy() - arrays["epi_residual"])[seen].max() < 1e-8
+    assert np.abs(found.residual[0, 0].numpy())[valid].max() < 1e-9
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reference_errors(reference, name):
+    arrays, intrinsics, pose = case(reference, name)
+    noisy, truth = field(arrays["flow_noisy"]), torch.from_numpy(arrays["depth"])
+    names = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3")
+    linear = depth.linear_depth(noisy, intrinsics, pose)
+    found = depth.from_flow(noisy, intrinsics, pose, min_parallax=2.0, only_inside=False)
+    for estimate, expected in ((linear, "metrics_linear"), (found.depth, "metrics_gn")):
+        figures = metrics.depth(estimate[0, 0], truth, arrays["mask"])
+        assert [figures[name] for name in names] == pytest.approx(list(arrays[expected]), abs=1e-7)
+
+
+# ---------------------------------------------------------------- scenes
+
+
+def a_pose(turn, step):
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3] = geometry.axis_angle_to_matrix(torch.tensor(turn, dtype=torch.float64))
+    pose[:3, 3] = torch.tensor(step, dtype=torch.float64)
+    return pose
+
+
+MOTIONS = {"lateral": a_pose([0, 0, 0], [-0.3, 0, 0]), "forward": a_pose([0, 0, 0], [0, 0, -0.4]),
+           "rotating": a_pose([0.05, 0.1, -0.1], [-0.3, 0.1, -0.2]),
+           "turned far": a_pose([0, 0.6, 0.8], [-0.5, 0.2, 0.1])}
+
+
+@pytest.fixture(scope="module")
+def room():
+    """Depth (1, 1, 480, 640) of a room."""
+    return datasets.open("scenes", preset="lab", n_clips=1, n_frames=2, size=(480, 640), seed=600_003)[0].depth(0)[None]
+
+
+@pytest.mark.parametrize("name", list(MOTIONS))
+def test_there_and_back(room, name):
+    flow = geometry.flow_from_depth(room.double(), K.double(), MOTIONS[name])
+    found = depth.from_flow(flow.float(), K, MOTIONS[name], min_parallax=2.0)
+    assert found.valid.float().mean() > (0.2 if name == "turned far" else 0.6) and found.depth.dtype == torch.float32
+    figures = metrics.depth(found.depth, room, found.valid)
+    assert figures["abs_rel"] < 1e-4 and found.residual[found.valid].abs().max() < 1e-3
+    again = geometry.flow_from_depth(found.depth.double(), K.double(), MOTIONS[name])
+    assert (again - flow)[found.valid.expand_as(flow)].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["lateral", "forward", "rotating"])
+def test_sigma_tells_the_error(room, name):
+    chance = torch.Generator().manual_seed(0)
+    flow = geometry.flow_from_depth(room.double(), K.double(), MOTIONS[name]).float()
+    noisy = flow + 0.5 * torch.randn(flow.shape, generator=chance)
+    found = depth.from_flow(noisy, K, MOTIONS[name], noise=0.5, min_parallax=2.0)
+    score = ((found.depth - room) / found.sigma)[found.valid]
+    assert 0.9 < score.abs().median() / 0.6745 < 1.1
+    each = depth.from_flow(noisy, K, MOTIONS[name], noise=torch.full_like(room, 0.5), min_parallax=2.0)
+    assert torch.equal(each.sigma[found.valid], found.sigma[found.valid])
+
+
+def test_without_parallax_there_is_no_depth(room):
+    turn = a_pose([0.02, -0.05, 0.1], [0, 0, 0])
+    chance = torch.Generator().manual_seed(0)
+    flow = geometry.flow_from_depth(room, K, turn.float())
+    for field in (flow, flow + torch.randn(flow.shape, generator=chance)):
+        for pose in (turn, a_pose([0.02, -0.05, 0.1], [1e-7, 0, 0])):
+            found = depth.from_flow(field, K, pose)
+            assert not found.valid.any() and found.depth.isnan().all() and found.sigma.isnan().all()
+    ahead = MOTIONS["forward"]
+    found = depth.from_flow(geometry.flow_from_depth(room, K, ahead.float()), K, ahead)
+    assert found.valid.float().mean() > 0.7 and not found.valid[0, 0, 237:243, 317:323].any()
+
+
+def test_what_is_not_matched_has_no_depth(room):
+    pose = MOTIONS["lateral"]
+    flow = geometry.flow_from_depth(room, K, pose.float())
+    flow[0, :, 10, 20] = torch.nan
+    hidden = torch.zeros(1, 480, 640, dtype=torch.bool)
+    hidden[0, 300:310] = True
+    found = depth.from_flow(flow, K, pose, hidden=hidden, nearest=3.0, farthest=8.0)
+    assert not found.valid[0, 0, 10, 20] and not found.valid[0, 0, 300:310].any() and found.valid.any()
+    assert found.depth[found.valid].min() >= 3 and found.depth[found.valid].max() <= 8
+    leaving = ~geometry.lands_inside(flow.nan_to_num())[:, None]
+    assert leaving.any() and not (found.valid & leaving).any()
+    assert (depth.from_flow(flow, K, pose, only_inside=False).valid & leaving).any()
+
+
+def test_pairs_of_a_batch_are_independent(room):
+    names = ["lateral", "rotating"]
+    flow = torch.cat([geometry.flow_from_depth(room, K, MOTIONS[name].float()) for name in names])
+    together = depth.from_flow(flow, K.expand(2, 3, 3), torch.stack([MOTIONS[name] for name in names]))
+    for i, name in enumerate(names):
+        alone = depth.from_flow(flow[i:i + 1], K, MOTIONS[name])
+        for a, b in zip(alone, together):
+            assert torch.equal(a[0].nan_to_num(), b[i].nan_to_num())
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"flow": torch.zeros(1, 3, 8, 8)}, r"\(B, 2, H, W\)"), ({"intrinsics": torch.eye(4)}, r"intrinsics \(3, 3\)"),
+    ({"pose": torch.eye(4).expand(3, 4, 4)}, r"a pose \(4, 4\)"), ({"intrinsics": K}, "do not fit an image"),
+    ({"intrinsics": -torch.eye(3)}, "do not fit"), ({"pose": 2 * torch.eye(4)}, "not rigid"),
+    ({"pose": torch.full((4, 4), torch.nan)}, "not rigid"), ({"noise": 0.0}, "above 0"),
+    ({"min_parallax": 0.0}, "above 0"), ({"noise": torch.zeros(1, 1, 8, 8)}, "above 0")])
+def test_bad_input_is_named(change, reason):
+    arguments = {"flow": torch.zeros(1, 2, 8, 8), "intrinsics": torch.tensor([[8., 0, 4], [0, 8, 4], [0, 0, 1]]),
+                 "pose": torch.eye(4)} | change
+    pair = [arguments.pop(name) for name in ("flow", "intrinsics", "pose")]
+    with pytest.raises(ValueError, match=reason):
+        depth.from_flow(*pair, **arguments)
+
+
+# ---------------------------------------------------------------- several pairs, superpixels, moving bodies
+
+
+def test_fusion_is_better_than_either_pair(room):
+    chance = torch.Generator().manual_seed(0)
+    pairs = []
+    for name in ("lateral", "rotating"):
+        flow = geometry.flow_from_depth(room, K, MOTIONS[name].float())
+        pairs.append(depth.from_flow(flow + 0.5 * torch.randn(flow.shape, generator=chance), K, MOTIONS[name]))
+    fused = depth.fuse(pairs)
+    both = pairs[0].valid & pairs[1].valid
+    errors = [metrics.depth(each.depth, room, both)["abs_rel"] for each in (*pairs, fused)]
+    assert errors[2] < 0.9 * min(errors[:2])
+    assert torch.equal(fused.valid, pairs[0].valid | pairs[1].valid)
+    assert (fused.sigma / fused.depth)[both].mean() < min((p.sigma / p.depth)[both].mean() for p in pairs)
+    alone = depth.fuse(pairs[:1])
+    for a, b in zip(alone, pairs[0]):
+        valid = pairs[0].valid
+        assert torch.allclose(a[valid].double(), b[valid].double(), rtol=1e-4)
+    for bad in ([], [pairs[0], pairs[1]._replace(depth=torch.ones(1, 1, 3, 3))]):
+        with pytest.raises(ValueError, match="one frame"):
+            depth.fuse(bad)
+
+
+@pytest.fixture(scope="module")
+def wall():
+    """A slanted wall: flow and depth of 96x128 pixels, its camera, and square superpixels."""
+    camera = geometry.intrinsics_from_fov(90, 96, 128)
+    x, y = geometry.pixel_grid(96, 128)
+    truth = (1 / (0.15 + 0.001 * x - 0.0005 * y))[None, None]
+    return geometry.flow_from_depth(truth, camera, MOTIONS["lateral"].float()), truth, camera, squares(96, 128)
+
+
+def squares(height, width, count=24):
+    return soft_slic(geometry.pixel_grid(height, width)[None] / 5, grid_for(count, height, width), 3).harden()
+
+
+@pytest.mark.parametrize("model", ["affine", "constant"])
+def test_a_plane_per_superpixel(wall, model):
+    flow, truth, camera, superpixels = wall
+    chance = torch.Generator().manual_seed(0)
+    noisy = (flow + 0.3 * torch.randn(flow.shape, generator=chance)).requires_grad_()
+    estimate = depth.from_flow(noisy, camera, MOTIONS["lateral"], noise=0.3)
+    smooth = depth.by_superpixels(estimate, superpixels, model)
+    plain, fitted = (metrics.depth(each.depth.detach(), truth, estimate.valid)["abs_rel"]
+                     for each in (estimate, smooth))
+    assert fitted < (0.3 if model == "affine" else 0.9) * plain
+    assert smooth.valid.float().mean() > estimate.valid.float().mean()
+    assert torch.equal(smooth.depth.isfinite(), smooth.valid) and (smooth.sigma[smooth.valid] > 0).all()
+    smooth.depth[smooth.valid].sum().backward()
+    assert noisy.grad.isfinite().all() and noisy.grad.abs().sum() > 0
+
+
+def test_a_superpixel_with_few_depths_has_none(wall):
+    flow, _, camera, superpixels = wall
+    estimate = depth.from_flow(flow, camera, MOTIONS["lateral"])
+    half = estimate._replace(valid=estimate.valid & (geometry.pixel_grid(96, 128)[0] < 64))
+    assert not depth.by_superpixels(half, superpixels).valid[..., 100:].any()
+    none = depth.by_superpixels(estimate._replace(valid=torch.zeros_like(estimate.valid)), superpixels)
+    assert not none.valid.any() and none.depth.isnan().all()
+
+
+def test_bodies_that_move_by_themselves_show(wall):
+    flow, _, camera, _ = wall
+    superpixels = squares(96, 128, 200)
+    chance = torch.Generator().manual_seed(0)
+    flow = flow + 0.5 * torch.randn(flow.shape, generator=chance)
+    flow[:, 1, 30:60, 40:80] += 3
+    pooled = depth.pooled_residual(depth.from_flow(flow, camera, MOTIONS["lateral"]), superpixels)
+    assert pooled[0, 0, 40:50, 50:70].min() > 1.5 and pooled[0, 0, 80:, 100:].max() < 0.5
+    still = depth.from_flow(torch.zeros_like(flow), camera, torch.eye(4))
+    assert depth.pooled_residual(still, superpixels).max() == 0
