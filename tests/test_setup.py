@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CONDA_NAMES = {"torch": "pytorch"}
+CONDA_NAMES = {"torch": "pytorch", "msgpack": "msgpack-python"}
 
 
 def split(requirement: str) -> tuple[str, str]:
@@ -42,7 +42,7 @@ def test_conda_and_pip_ask_for_the_same():
 
 def test_what_the_library_imports_is_what_it_requires():
     named = {"skimage": "scikit-image", "PIL": "pillow", "cv2": "opencv-python-headless", "bs4": "beautifulsoup4"}
-    optional = {"wandb", "lightning"}  # loggers; where a user has them
+    optional = {"wandb", "lightning", "airsim"}  # loggers, where a user has them; and what joins in its own way, below
     trees = [ast.parse(path.read_text()) for path in (ROOT / "lib").rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}

@@ -196,6 +196,28 @@ def pooled_residual(estimate: DepthEstimate, superpixels: piecewise.Superpixels)
     return superpixels.unpool(pooled[..., 1:] / pooled[..., :1].clamp(min=piecewise.SMALLEST)).abs()
 
 
+def hidden_by_depth(first: Tensor, second: Tensor, intrinsics: Tensor, second_from_first: Tensor,
+                    tolerance: float = 0.02) -> Tensor:
+    """Pixels of the first frame that the second does not show, from the depth of both.
+
+    Args:
+        first, second: depth (B, 1, H, W) in metres. intrinsics, second_from_first: see :func:`from_flow`.
+        tolerance: how much nearer, as a share, what the second frame has there must be; the farthest of the four
+            pixels around counts, so that nothing hides at a slope.
+
+    Returns:
+        (B, H, W) bool; True also where a point leaves the frame or lies behind the second camera.
+    """
+    points = geometry.transform(second_from_first.to(first), geometry.backproject(first, intrinsics.to(first)))
+    place, z = geometry.project(points, intrinsics.to(first)), points[:, 2]
+    flow = place - geometry.pixel_grid(*first.shape[-2:], first.device, first.dtype)
+    ahead = z > 0
+    corner = place.where(ahead[:, None], 0).floor()
+    farthest = torch.stack([geometry.sample(second, corner + torch.tensor(step).to(corner)[:, None, None], "nearest",
+                                            "border")[:, 0] for step in ((0, 0), (1, 0), (0, 1), (1, 1))]).amax(0)
+    return ~ahead | ~geometry.lands_inside(flow) | (z > farthest * (1 + tolerance))
+
+
 # ---------------------------------------------------------------- the geometry of two views
 
 

@@ -242,15 +242,15 @@ def test_reference_kitti_files(tmp_path, reference):
     path, valid = tmp_path / "a.png", data["kitti_valid"].astype(bool)
     for name in ("kitti_png_bytes", "kitti_png_allfilters_bytes"):
         path.write_bytes(data[name].tobytes())
-        assert np.array_equal(files._read_rgb16(path), data["kitti_raw"])
+        assert np.array_equal(files.read_levels(path), data["kitti_raw"])
         read = files.read_flow(path)
         assert np.array_equal(read.valid.numpy(), valid)
         assert np.array_equal(read.flow.permute(1, 2, 0).numpy()[valid], data["kitti_flow"][valid])
     files.write_kitti_png(path, torch.from_numpy(data["kitti_flow"]).permute(2, 0, 1), torch.from_numpy(valid))
-    assert np.array_equal(files._read_rgb16(path), data["kitti_raw"])
+    assert np.array_equal(files.read_levels(path), data["kitti_raw"])
     offgrid = torch.from_numpy(data["kitti_offgrid_flow"]).permute(2, 0, 1)
     files.write_kitti_png(path, offgrid, torch.from_numpy(data["kitti_offgrid_raw_round"][..., 2] > 0))
-    assert np.array_equal(files._read_rgb16(path), data["kitti_offgrid_raw_round"])
+    assert np.array_equal(files.read_levels(path), data["kitti_offgrid_raw_round"])
 
 
 def test_real_flow_and_mask_files(reference):

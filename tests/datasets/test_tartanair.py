@@ -1,5 +1,6 @@
-"""TartanAir v1: poses by frame number, depth, flow and occlusion codes, bad files."""
+"""TartanAir: poses by frame number, both versions, depth, flow and occlusion codes, bad files."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -140,3 +141,35 @@ def test_real_flow_pair(reference):
     flow = read_flow(folder / "000380_000381_flow.npy").flow[None]
     first, second = (read_image(folder / f"{n:06d}_left.png")[None] for n in (380, 381))
     assert _change_after_warp(first, second, flow) < 0.5
+
+
+def test_version_2(tmp_path):
+    folder, chance = tmp_path / "House/Data_easy/P001", np.random.default_rng(0)
+    depth = chance.uniform(0.5, 1e4, (2, 6, 8)).astype(np.float32)
+    flow = np.round(chance.uniform(-500, 500, (6, 8, 2)) * 64) / 64
+    codes = np.resize(np.array([0, 1, 10, 100, 200], np.uint8), (6, 8))
+    for name in ("depth_lcam_front", "flow_lcam_front"):
+        (folder / name).mkdir(parents=True)
+    for n in (0, 1):  # written by OpenCV as the dataset's own tools read it
+        write_image(folder / f"image_lcam_front/{n:06d}_lcam_front.png", torch.full((3, 6, 8), n / 10))
+        cv2.imwrite(str(folder / f"depth_lcam_front/{n:06d}_lcam_front_depth.png"),
+                    depth[n][..., None].view(np.uint8).reshape(6, 8, 4))
+    cv2.imwrite(str(folder / "flow_lcam_front/000000_000001_flow.png"),
+                np.dstack([flow * 64 + 32768, codes]).astype(np.uint16))
+    (folder / "pose_lcam_front.txt").write_text("\n".join(LINES))
+    (clip,) = tartanair.clips(tmp_path)
+    assert (clip.name, len(clip), clip.has("intrinsics")) == ("House-Data_easy-P001", 2, False)
+    assert np.array_equal(clip.depth(1)[0].numpy(), depth[1])
+    assert np.array_equal(clip.flow(0).permute(1, 2, 0).numpy(), flow)
+    assert clip.occlusion(0)[0, :5].tolist() == [False, True, True, True, False]
+    assert datasets.check("tartanair", tmp_path) == []
+    write_image(folder / "image_lcam_front/000000_lcam_front.png", torch.zeros(3, 640, 640))
+    assert tartanair.clips(tmp_path)[0].intrinsics[0].tolist() == [320, 0, 319.5]
+
+
+def test_a_quaternion_that_is_none(tmp_path):
+    _trajectory(tmp_path / "a", lines=[*LINES[:3], "0 0 0 0 0 0 0.5", *LINES[4:]])
+    with pytest.raises(ValueError, match="pose_left.txt: line 4: the quaternion has length 0.500, not 1"):
+        tartanair.clips(tmp_path)
+    with pytest.raises(ValueError, match="length nan"):
+        tartanair.parse_poses("0 0 0 0 0 0 nan")

@@ -18,12 +18,12 @@ from diffslic.datasets.clip import Clip as Clip
 
 # Name -> (module, function). A module is imported when it is asked for: the scenes bring their textures along.
 DATASETS = {"scenes": ("scenes", "clips"), "davis2016": ("davis", "davis2016"), "davis2017": ("davis", "davis2017"),
-            "tartanair": ("tartanair", "clips"), "bsds500": ("bsds500", "photographs"),
+            "tartanair": ("tartanair", "clips"), "airsim": ("airsim", "clips"), "bsds500": ("bsds500", "photographs"),
             "flyingchairs": ("flow_sets", "flyingchairs"), "sintel": ("flow_sets", "sintel"),
             "kitti": ("flow_sets", "kitti"), "folder": ("folder", "clips")}
 # The same for what names the problems of a dataset's files; scenes have no files.
 CHECKS = {"davis2016": ("davis", "problems2016"), "davis2017": ("davis", "problems2017"),
-          "tartanair": ("tartanair", "problems"), "bsds500": ("bsds500", "problems"),
+          "tartanair": ("tartanair", "problems"), "airsim": ("airsim", "problems"), "bsds500": ("bsds500", "problems"),
           "flyingchairs": ("flow_sets", "flyingchairs_problems"), "sintel": ("flow_sets", "sintel_problems"),
           "kitti": ("flow_sets", "kitti_problems"), "folder": ("folder", "problems")}
 
@@ -34,7 +34,7 @@ def open(name: str, **options: Any) -> list[Clip]:
     """Open a dataset: ``datasets.open("davis2016", root="data/DAVIS2016", split="val")``.
 
     Args:
-        name: "scenes" (procedural, needs no files), "davis2016", "davis2017", "tartanair", "bsds500",
+        name: "scenes" (procedural, needs no files), "davis2016", "davis2017", "tartanair", "airsim", "bsds500",
             "flyingchairs", "sintel", "kitti", "folder" (own frames or a video file).
         options: those of the dataset's own function, e.g. :func:`diffslic.datasets.davis.davis2016`.
 

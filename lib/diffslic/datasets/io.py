@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,9 +90,20 @@ def write_image(path: str | Path, image: Tensor) -> None:
     """Write (3, H, W) RGB in [0, 1] with 8 bits; the suffix names the format. Values outside are clamped."""
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"{path}: an image to write must be (3, H, W), got {tuple(image.shape)}")
-    levels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     with written_whole(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(levels)).save(temporary, quality=95)
+        _with_8_bits(image).save(temporary, quality=95)
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """The bytes of a png file of (3, H, W) RGB in [0, 1]."""
+    file = BytesIO()
+    _with_8_bits(image).save(file, "png")
+    return file.getvalue()
+
+
+def _with_8_bits(image: Tensor) -> Image.Image:
+    levels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(np.ascontiguousarray(levels))
 
 
 # ---------------------------------------------------------------- labels
@@ -169,7 +181,7 @@ def read_flow(path: str | Path) -> FlowField:
     readers = {".flo": _read_flo, ".pfm": _read_flow_pfm, ".npy": _read_flow_npy}
     suffix = Path(path).suffix.lower()
     if suffix == ".png":
-        levels = torch.from_numpy(_read_rgb16(path).astype(np.int32)).permute(2, 0, 1)
+        levels = torch.from_numpy(read_levels(path).astype(np.int32)).permute(2, 0, 1)
         valid = levels[2] > 0
         return FlowField(torch.where(valid, (levels[:2] - 32768).float() / KITTI_UNIT, 0.0), valid)
     if suffix not in readers:
@@ -240,8 +252,13 @@ def _read_flow_npy(path: str | Path) -> np.ndarray:
     return field
 
 
-def _read_rgb16(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint16 of a png. Pillow keeps 8 of the 16 bits, so its decoder runs for the high and the low ones."""
+def read_levels(path: str | Path) -> np.ndarray:
+    """(H, W, 3) uint16 levels of a png with 16 bits, red first.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not a whole one, or another kind of image.
+    """
+    # Pillow keeps 8 of the 16 bits, so its decoder runs for the high and the low ones.
     def half(raw_mode: str) -> np.ndarray:
         with _opened(path) as image:
             if image.format != "PNG" or image.tile[0].args != "RGB;16B":
@@ -315,16 +332,18 @@ def write_npy(path: str | Path, array: np.ndarray) -> None:
 
 
 def read_depth(path: str | Path, png_unit: float = 0.001) -> Tensor:
-    """Depth from .npy (H, W), .pfm of one channel, or a grey png of 16 bits.
+    """Depth from .npy (H, W), .pfm of one channel, a grey png of 16 bits, or a png of four channels.
+
+    Four channels hold the bytes of a float32, low to high, as blue, green, red and alpha (TartanAir v2).
 
     Args:
-        png_unit: metres per level of a png: 0.001 for sensors that store millimetres, 1/256 for KITTI.
+        png_unit: metres per level of a grey png: 0.001 for sensors that store millimetres, 1/256 for KITTI.
 
     Returns:
-        (1, H, W) float32 metres; a png's level 0 means "not measured" and stays 0.
+        (1, H, W) float32 metres; a grey png's level 0 means "not measured" and stays 0.
     """
     readers: dict[str, Callable[[str | Path], np.ndarray]] = {
-        ".npy": read_npy, ".pfm": lambda p: read_pfm(p).numpy(), ".png": lambda p: read_labels(p).numpy() * png_unit}
+        ".npy": read_npy, ".pfm": lambda p: read_pfm(p).numpy(), ".png": lambda p: _read_depth_png(p, png_unit)}
     suffix = Path(path).suffix.lower()
     if suffix not in readers:
         raise ValueError(f"{path}: depth is read from .npy, .pfm or .png, not from {suffix!r}")
@@ -334,6 +353,13 @@ def read_depth(path: str | Path, png_unit: float = 0.001) -> Tensor:
     if depth.ndim != 3 or depth.shape[0] != 1:
         raise ValueError(f"{path}: depth is (H, W), got {depth.shape}")
     return torch.from_numpy(depth.astype(np.float32))
+
+
+def _read_depth_png(path: str | Path, unit: float) -> np.ndarray:
+    with _opened(path) as image:
+        if image.mode == "RGBA":
+            return np.ascontiguousarray(np.asarray(image)[..., [2, 1, 0, 3]]).view("<f4")[..., 0]
+    return read_labels(path).numpy() * unit
 
 
 def check_size(path: str | Path, values: Tensor, size: tuple[int, int], owner: str) -> Tensor:

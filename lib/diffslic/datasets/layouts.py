@@ -43,15 +43,29 @@ def write_tartanair(clips: Sequence[Clip], root: str | Path) -> None:
     for clip in clips:
         folder = Path(root) / clip.name / clip.name / "Easy" / "P000"
         for t in range(len(clip)):
-            io.write_image(folder / "image_left" / f"{t:06d}_left.png", clip.frame(t))
-            io.write_npy(folder / "depth_left" / f"{t:06d}_left_depth.npy", clip.depth(t)[0].numpy())
+            write_tartanair_frame(folder, t, clip.frame(t), clip.depth(t))
         for t in clip.frames_with("flow"):
-            pair = f"{t:06d}_{t + 1:06d}"
-            io.write_npy(folder / "flow" / f"{pair}_flow.npy", clip.flow(t).permute(1, 2, 0).contiguous().numpy())
-            io.write_npy(folder / "flow" / f"{pair}_mask.npy", clip.occlusion(t).numpy().astype(np.uint8))
-        poses = [_pose_line(clip.camera_to_world(t)) for t in range(len(clip))]
-        _write_lines(folder / "pose_left.txt", poses)
-        _write_lines(folder / "intrinsics.txt", [" ".join(f"{x:.9g}" for x in row) for row in clip.intrinsics.tolist()])
+            write_tartanair_flow(folder, t, clip.flow(t), clip.occlusion(t))
+        write_tartanair_cameras(folder, [clip.camera_to_world(t) for t in range(len(clip))], clip.intrinsics)
+
+
+def write_tartanair_frame(trajectory: Path, t: int, frame: Tensor, depth: Tensor) -> None:
+    """Frame t (3, H, W) of a trajectory and its depth (1, H, W); the frame last: where it is there, so is its depth."""
+    io.write_npy(trajectory / "depth_left" / f"{t:06d}_left_depth.npy", depth[0].numpy())
+    io.write_image(trajectory / "image_left" / f"{t:06d}_left.png", frame)
+
+
+def write_tartanair_flow(trajectory: Path, t: int, flow: Tensor, occlusion: Tensor) -> None:
+    """Flow (2, H, W) of a trajectory from frame t to the next, and what that does not show (H, W) bool."""
+    pair = f"{t:06d}_{t + 1:06d}"
+    io.write_npy(trajectory / "flow" / f"{pair}_flow.npy", flow.permute(1, 2, 0).contiguous().numpy())
+    io.write_npy(trajectory / "flow" / f"{pair}_mask.npy", occlusion.numpy().astype(np.uint8))
+
+
+def write_tartanair_cameras(trajectory: Path, camera_to_world: Sequence[Tensor], intrinsics: Tensor) -> None:
+    """The poses (4, 4) of a trajectory's frames from the first on, and their camera matrix (3, 3)."""
+    _write_lines(trajectory / "pose_left.txt", [_pose_line(pose) for pose in camera_to_world])
+    _write_lines(trajectory / "intrinsics.txt", [" ".join(f"{x:.9g}" for x in row) for row in intrinsics.tolist()])
 
 
 LAYOUTS: dict[str, Callable[[Sequence[Clip], str | Path], None]] = {"davis": write_davis, "tartanair": write_tartanair}

@@ -5,6 +5,7 @@ seen there. Only the colour is filtered: textures through mip levels, silhouette
 Everything is batched over frames and runs on any device.
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -137,6 +138,12 @@ class Painter:
             level = F.avg_pool2d(level, 2)
         # Four numbers per texel, of which the last is idle: a row of 16 bytes is read by one load.
         self._texels = F.pad(torch.cat(texels), (0, 1))
+
+    def of(self, world: World) -> "Painter":
+        """The same colours for a world that differs in other things than its textures."""
+        painter = copy.copy(self)
+        painter.world = world
+        return painter
 
     def colors(self, hits: Hits, seen: Surface, frames: Tensor) -> Tensor:
         """RGB (B, H, W, 3) in [0, 1]; black where nothing is hit."""

@@ -5,6 +5,7 @@ surfaces are those that ship inside scikit-image. A scene is determined by its p
 ``worlds`` builds it, ``raycast`` draws it.
 """
 
+import copy
 import math
 from collections.abc import Iterable
 from functools import lru_cache
@@ -63,6 +64,19 @@ class Scene:
         self.world = build_world(preset, n_frames, self.size, lighting, seed, textures).to(device)
         self.n_bodies = int(self.world.body.max())
         self._painter = raycast.Painter(self.world)
+
+    def seen_from(self, camera_to_world: Tensor, intrinsics: Tensor | None = None) -> "Scene":
+        """The same scene with its camera standing at a pose (4, 4), in every frame, with intrinsics (3, 3) of its own.
+
+        The world's axes are x right, y down and z forward as the scene's own camera looks when it starts, about which
+        the world is made; elsewhere there may be less to see.
+        """
+        scene = copy.copy(self)
+        pose = camera_to_world.to(self.world.camera_to_world).expand(self.n_frames, 4, 4)
+        camera = self.world.intrinsics if intrinsics is None else intrinsics.to(self.world.intrinsics)
+        scene.world = self.world._replace(camera_to_world=pose, intrinsics=camera)
+        scene._painter = self._painter.of(scene.world)
+        return scene
 
     def view(self, frames: Iterable[int]) -> View:
         """Draw frames: see :class:`View`."""

@@ -1,6 +1,6 @@
-"""TartanAir v1 (Wang et al., IROS 2020): simulated flights with depth, flow and poses.
+"""TartanAir (Wang et al., IROS 2020), versions 1 and 2: simulated flights with depth, flow and poses.
 
-A trajectory, e.g. ``ROOT/<environment>/<environment>/<Easy|Hard>/<P000>`` as the archives unpack, holds::
+A trajectory of version 1, e.g. ``ROOT/<environment>/<environment>/<Easy|Hard>/<P000>`` as the archives unpack, holds::
 
     image_left/000000_left.png           640x480
     depth_left/000000_left_depth.npy     (H, W) float32 metres along z; the sky is about 10000
@@ -8,12 +8,21 @@ A trajectory, e.g. ``ROOT/<environment>/<environment>/<Easy|Hard>/<P000>`` as th
     flow/000000_000001_mask.npy          (H, W) uint8, 0 where the flow holds
     pose_left.txt                        a line per frame: tx ty tz qx qy qz qw, NED axes, camera to world
     intrinsics.txt                       ours, optional: the (3, 3) matrix of images of another size
+
+and one of version 2, ``ROOT/<environment>/Data_<easy|hard>/<P000>``::
+
+    image_lcam_front/000000_lcam_front.png          640x640
+    depth_lcam_front/000000_lcam_front_depth.png    the four bytes of a float as blue, green, red and alpha
+    flow_lcam_front/000000_000001_flow.png          16 bits: u in blue, v in green (64 levels a pixel), mask in red
+    pose_lcam_front.txt                             as above
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,16 +30,33 @@ from torch import Tensor
 
 from diffslic.datasets.clip import Clip, Reader
 from diffslic.datasets.folder import image_files, read_frame
-from diffslic.datasets.io import check_size, image_size, read_depth, read_flow, read_npy
+from diffslic.datasets.io import KITTI_UNIT, check_size, image_size, read_depth, read_flow, read_levels, read_npy
 from diffslic.datasets.problems import problems_of
 from diffslic.geometry import pose_from_ned, quaternion_to_matrix
 
-# The dataset's own figures; they belong to images of 480 rows and 640 columns.
+# The dataset's own figures, and the (rows, columns) of the images that they belong to.
 SIZE = (480, 640)
 INTRINSICS = ((320., 0., 320.), (0., 320., 240.), (0., 0., 1.))
+SIZE_2 = (640, 640)
+INTRINSICS_2 = ((320., 0., 319.5), (0., 320., 319.5), (0., 0., 1.))
+UNIT_LENGTH = 0.01  # how far from 1 the length of a quaternion may be
 # Codes of the flow's mask: hidden behind another surface, behind its own, outside the next frame. Any other code but
 # 0 doubts the flow for a reason that is no occlusion.
 OCCLUDED = (1, 10, 100)
+
+
+class _Layout(NamedTuple):
+    """How a version names its files."""
+
+    camera: str
+    depth: str  # suffix of the file
+    flow: str  # folder
+    size: tuple[int, int]
+    intrinsics: tuple[tuple[float, ...], ...]
+
+
+LAYOUTS = (_Layout("left", "npy", "flow", SIZE, INTRINSICS),
+           _Layout("lcam_front", "png", "flow_lcam_front", SIZE_2, INTRINSICS_2))
 
 
 def clips(root: str | Path, trajectories: Sequence[str] | None = None) -> list[Clip]:
@@ -50,7 +76,7 @@ def clips(root: str | Path, trajectories: Sequence[str] | None = None) -> list[C
     unknown = [name for name in trajectories or () if name not in found]
     if unknown:
         raise ValueError(f"{root}: no trajectory {unknown[0]!r}, there are {', '.join(found)}")
-    return [_clip(name, found[name]) for name in (found if trajectories is None else trajectories)]
+    return [_clip(name, *found[name]) for name in (found if trajectories is None else trajectories)]
 
 
 def problems(root: str | Path, deep: bool) -> Iterator[str]:
@@ -60,14 +86,14 @@ def problems(root: str | Path, deep: bool) -> Iterator[str]:
     except FileNotFoundError as error:
         yield str(error)
         return
-    yield from problems_of([partial(_clip, name, folder) for name, folder in found.items()], deep)
+    yield from problems_of([partial(_clip, name, *place) for name, place in found.items()], deep)
 
 
 def parse_poses(text: str) -> Tensor:
     """(T, 4, 4) float64 camera-to-world poses in camera axes, from lines "tx ty tz qx qy qz qw" in NED axes.
 
     Raises:
-        ValueError: a line without seven numbers.
+        ValueError: a line without seven numbers, or with a quaternion that is not of unit length.
     """
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -77,6 +103,8 @@ def parse_poses(text: str) -> Tensor:
             raise ValueError(f"line {number}: expected tx ty tz qx qy qz qw, got {line[:60]!r}") from None
         if len(rows[-1]) != 7:
             raise ValueError(f"line {number}: expected tx ty tz qx qy qz qw, got {len(rows[-1])} numbers")
+        if not abs(math.hypot(*rows[-1][3:]) - 1) <= UNIT_LENGTH:
+            raise ValueError(f"line {number}: the quaternion has length {math.hypot(*rows[-1][3:]):.3f}, not 1")
     values = torch.tensor(rows, dtype=torch.float64).reshape(-1, 7)
     poses = torch.eye(4, dtype=torch.float64).repeat(len(rows), 1, 1)
     poses[:, :3, :3] = quaternion_to_matrix(values[:, 3:])
@@ -84,41 +112,48 @@ def parse_poses(text: str) -> Tensor:
     return pose_from_ned(poses)
 
 
-def _trajectories(root: Path) -> dict[str, Path]:
-    patterns = ["*/" * depth + "image_left" for depth in range(5)]  # a search of every folder would take minutes
-    folders = sorted(path.parent for pattern in patterns for path in root.glob(pattern) if path.is_dir())
-    if not folders:
+def _trajectories(root: Path) -> dict[str, tuple[Path, _Layout]]:
+    # A search of every folder would take minutes.
+    places = [(path.parent, layout) for layout in LAYOUTS for depth in range(5)
+              for path in root.glob("*/" * depth + f"image_{layout.camera}") if path.is_dir()]
+    if not places:
         raise FileNotFoundError(f"{root}: no trajectory here, expected <environment>/<Easy|Hard>/<P000>/image_left/"
-                                "000000_left.png")
-    return {"-".join(folder.relative_to(root).parts) or root.resolve().name: folder for folder in folders}
+                                "000000_left.png, or image_lcam_front/ of version 2")
+    return {"-".join(folder.relative_to(root).parts) or root.resolve().name: (folder, layout)
+            for folder, layout in sorted(places)}
 
 
-def _clip(name: str, folder: Path) -> Clip:
-    frames = image_files(folder / "image_left")
+def _clip(name: str, folder: Path, layout: _Layout) -> Clip:
+    camera, images = layout.camera, folder / f"image_{layout.camera}"
+    frames = image_files(images)
     if not frames:
-        raise FileNotFoundError(f"{folder / 'image_left'}: no frames, expected 000000_left.png and so on")
-    numbers = [_number(path) for path in frames]
+        raise FileNotFoundError(f"{images}: no frames, expected 000000_{camera}.png and so on")
+    numbers = [_number(path, camera) for path in frames]
     for before, after in zip(numbers, numbers[1:]):
         if after != before + 1:
-            raise ValueError(f"{folder / 'image_left'}: frame {after} follows frame {before}, expected consecutive "
-                             "frames")
+            raise ValueError(f"{images}: frame {after} follows frame {before}, expected consecutive frames")
     size, owner = image_size(frames[0]), f"clip {name!r}"
     readers: dict[str, Reader] = {"frame": partial(read_frame, frames, size, owner)}
-    if (folder / "depth_left").is_dir():
-        readers["depth"] = partial(_read_depth, folder, numbers, size)
-    if (folder / "flow").is_dir():
-        readers["flow"] = partial(_read_flow, folder, numbers, size)
-        if any((folder / "flow").glob("*_mask.npy")):
-            readers["occlusion"] = partial(_read_occlusion, folder, numbers, size)
-    if (folder / "pose_left.txt").is_file():
-        readers["camera_to_world"] = partial(_pose, _poses(folder / "pose_left.txt", numbers))
-    return Clip(name, size, readers, len(frames), _intrinsics(folder, size), tuple(f"{n:06d}" for n in numbers))
+    if (folder / f"depth_{camera}").is_dir():
+        depths = [folder / f"depth_{camera}" / f"{n:06d}_{camera}_depth.{layout.depth}" for n in numbers]
+        readers["depth"] = partial(_read_depth, depths, size)
+    if (folder / layout.flow).is_dir():
+        stems = [folder / layout.flow / f"{n:06d}_{n + 1:06d}" for n in numbers[:-1]]
+        second = layout is LAYOUTS[1]
+        readers["flow"] = partial(_read_flow_2 if second else _read_flow, stems, size)
+        if second or any((folder / layout.flow).glob("*_mask.npy")):
+            readers["occlusion"] = partial(_read_occlusion_2 if second else _read_occlusion, stems, size)
+    poses = folder / f"pose_{camera}.txt"
+    if poses.is_file():
+        readers["camera_to_world"] = partial(_pose, _poses(poses, numbers))
+    return Clip(name, size, readers, len(frames), _intrinsics(folder, size, layout),
+                tuple(f"{n:06d}" for n in numbers))
 
 
-def _number(path: Path) -> int:
-    match = re.fullmatch(r"(\d+)_left", path.stem)
+def _number(path: Path, camera: str) -> int:
+    match = re.fullmatch(rf"(\d+)_{camera}", path.stem)
     if match is None:
-        raise ValueError(f"{path}: expected a name like 000000_left.png")
+        raise ValueError(f"{path}: expected a name like 000000_{camera}.png")
     return int(match[1])
 
 
@@ -136,31 +171,41 @@ def _pose(poses: Tensor, t: int) -> Tensor:
     return poses[t].clone()
 
 
-def _intrinsics(folder: Path, size: tuple[int, int]) -> Tensor | None:
+def _intrinsics(folder: Path, size: tuple[int, int], layout: _Layout) -> Tensor | None:
     path = folder / "intrinsics.txt"
     if not path.is_file():
-        return torch.tensor(INTRINSICS) if size == SIZE else None
+        return torch.tensor(layout.intrinsics) if size == layout.size else None
     try:
         return torch.tensor([float(word) for word in path.read_text().split()]).reshape(3, 3)
     except (ValueError, RuntimeError):  # a word that is no number, or not nine of them
         raise ValueError(f"{path}: expected the 9 numbers of a 3x3 camera matrix") from None
 
 
-def _read_depth(folder: Path, numbers: Sequence[int], size: tuple[int, int], t: int) -> Tensor:
-    path = folder / "depth_left" / f"{numbers[t]:06d}_left_depth.npy"
-    return check_size(path, read_depth(path), size, "its frame")
+def _read_depth(paths: Sequence[Path], size: tuple[int, int], t: int) -> Tensor:
+    return check_size(paths[t], read_depth(paths[t]), size, "its frame")
 
 
-def _flow_file(folder: Path, number: int, kind: str) -> Path:
-    return folder / "flow" / f"{number:06d}_{number + 1:06d}_{kind}.npy"
-
-
-def _read_flow(folder: Path, numbers: Sequence[int], size: tuple[int, int], t: int) -> Tensor:
-    path = _flow_file(folder, numbers[t], "flow")
+def _read_flow(stems: Sequence[Path], size: tuple[int, int], t: int) -> Tensor:
+    path = Path(f"{stems[t]}_flow.npy")
     return check_size(path, read_flow(path).flow, size, "its frame")
 
 
-def _read_occlusion(folder: Path, numbers: Sequence[int], size: tuple[int, int], t: int) -> Tensor:
-    path = _flow_file(folder, numbers[t], "mask")
-    codes = read_npy(path)
-    return check_size(path, torch.from_numpy(np.isin(codes, OCCLUDED)), size, "its frame")
+def _read_occlusion(stems: Sequence[Path], size: tuple[int, int], t: int) -> Tensor:
+    path = Path(f"{stems[t]}_mask.npy")
+    return check_size(path, _hidden(read_npy(path)), size, "its frame")
+
+
+def _read_flow_2(stems: Sequence[Path], size: tuple[int, int], t: int) -> Tensor:
+    path = Path(f"{stems[t]}_flow.png")
+    levels = read_levels(path)[..., 2:0:-1].astype(np.float32)
+    flow = torch.from_numpy((levels - 2 ** 15) / KITTI_UNIT).permute(2, 0, 1).contiguous()
+    return check_size(path, flow, size, "its frame")
+
+
+def _read_occlusion_2(stems: Sequence[Path], size: tuple[int, int], t: int) -> Tensor:
+    path = Path(f"{stems[t]}_flow.png")
+    return check_size(path, _hidden(read_levels(path)[..., 0]), size, "its frame")
+
+
+def _hidden(codes: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.isin(codes, OCCLUDED))
