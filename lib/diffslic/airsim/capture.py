@@ -11,7 +11,6 @@ from diffslic import datasets, depth, geometry
 from diffslic.airsim.transport import color_image, depth_image
 from diffslic.datasets import layouts
 from diffslic.datasets.clip import Clip
-from diffslic.datasets.tartanair import parse_poses
 from diffslic.files import note_says, write_note
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def _flown(folder: Path) -> tuple[list[Tensor], Tensor | None]:
     if not (folder / "image_left").is_dir() or not any((folder / "image_left").glob("[!.]*_left.png")):
         return [], None
     clip = datasets.open("tartanair", root=folder)[0]
-    return list(parse_poses((folder / "pose_left.txt").read_text())[:len(clip)]), clip.depth(len(clip) - 1)
+    return [clip.camera_to_world(t).double() for t in range(len(clip))], clip.depth(len(clip) - 1)
 
 
 def _poses(positions: Tensor, look_at: Tensor | None) -> Tensor:

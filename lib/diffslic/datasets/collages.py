@@ -144,7 +144,7 @@ class _Textures:
         self.images = torch.stack([_window(photo, rows, columns, rng) for photo in chosen]).to(device).float() / 255
         contrast = np.where(rng.random(count) < 0.2, rng.uniform(0.02, 0.2, count), rng.uniform(0.5, 1.2, count))
         gain = torch.tensor(contrast[:, None] * rng.uniform(0.7, 1.2, (count, 3)), dtype=torch.float32, device=device)
-        base = torch.tensor(rng.uniform(0.25, 0.7, (count, 1)) + rng.normal(0, 0.06, (count, 3)), dtype=torch.float32,
+        base = torch.tensor(rng.uniform(0.05, 0.75, (count, 1)) + rng.normal(0, 0.06, (count, 3)), dtype=torch.float32,
                             device=device)
         mean = self.images.mean((2, 3))
         self.images = ((self.images - mean[..., None, None]) * gain[..., None, None]
@@ -180,10 +180,12 @@ def _window(photograph: Tensor, rows: int, columns: int, rng: np.random.Generato
 def _random_pieces(count: int, layers: int, size: tuple[int, int], rng: np.random.Generator) -> _Pieces:
     """Motion and outlines of the ground and ``count`` pieces; what is missing to ``layers`` lies outside the frame."""
     diagonal = math.hypot(*size)
-    # One pace per pair: slow clips in which fractions of a pixel count, and fast ones.
+    # One pace per pair: slow clips in which fractions of a pixel count, and fast ones; what is fast may yet pass
+    # before a ground that all but rests.
     pace = 2 ** rng.uniform(-2, math.log2(0.12 * diagonal))
-    camera, camera_shift = _random_motion(0.8 * pace, 2 * pace / diagonal, rng)
-    matrix, shift = _random_motion(np.full(layers, pace), 3 * pace / diagonal, rng)
+    steady = 0.8 * pace * rng.random() ** 2
+    camera, camera_shift = _random_motion(steady, 2.5 * steady / diagonal, rng)
+    matrix, shift = _random_motion(pace * 2 ** rng.uniform(-2, 0.5, layers), 3 * pace / diagonal, rng)
     matrix[0], shift[0] = np.eye(2), 0
     # The camera moves everything. A piece turns about its own centre.
     centre = rng.uniform(-0.5, 0.5, (layers, 2)) * [size[1], size[0]]
@@ -201,7 +203,7 @@ def _random_pieces(count: int, layers: int, size: tuple[int, int], rng: np.rando
                                                                                   pace / 2)
 
     radius = np.exp(rng.uniform(math.log(0.025), math.log(0.3), (layers, 1))) * diagonal
-    radius = radius * np.exp(rng.normal(0, 0.4, (layers, 2)))
+    radius = radius * np.exp(rng.normal(0, 0.4, (layers, 2)) * np.where(rng.random((layers, 1)) < 0.3, 2.5, 1))
     turn = rng.uniform(-math.pi, math.pi, layers)
     cos, sin = np.cos(turn), np.sin(turn)
     ragged = rng.uniform(0, 0.3, (layers, 1, 1))

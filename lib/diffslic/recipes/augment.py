@@ -10,18 +10,18 @@ from diffslic import geometry
 
 
 def jitter_colors(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Change gamma, contrast, brightness and saturation of (B, 3, H, W) images in [0, 1] alike, and add noise to each.
+    """Add noise to each of (B, 3, H, W) images in [0, 1], and change gamma, contrast, brightness, saturation of all alike.
 
     The frames of a pair go in together: a change that differed between them would be an error of the camera, not
-    of the light.
+    of the light. The noise comes first, so that it is less in the dark.
     """
-    images = kornia.enhance.adjust_gamma(images, float(rng.uniform(0.7, 1.4)))
+    noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32)).to(images.device)
+    images = (images + float(rng.uniform(0, 0.03)) * noise).clamp(0, 1)
+    images = kornia.enhance.adjust_gamma(images, float(2 ** rng.uniform(-1, 1.2)))
     images = kornia.enhance.adjust_contrast(images, float(rng.uniform(0.4, 1.4)))
     images = kornia.enhance.adjust_brightness(images, float(rng.uniform(-0.12, 0.12)))
     grey = images.mean(dim=1, keepdim=True)
-    images = torch.lerp(grey, images, float(rng.uniform(0.3, 1.5)))
-    noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32)).to(images.device)
-    return (images + float(rng.uniform(0, 0.03)) * noise).clamp(0, 1)
+    return torch.lerp(grey, images, float(rng.uniform(0.3, 1.5))).clamp(0, 1)
 
 
 def disguise(values: Tensor, rng: np.random.Generator) -> Tensor:
