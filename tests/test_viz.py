@@ -222,3 +222,15 @@ def test_what_viz_and_datasets_may_not_share_is_alike():
     flow[:, 0, 1] = 1.001e9
     assert (viz.flow_to_color(flow, 1.0)[0, 0] > 0).any() and (viz.flow_to_color(flow, 1.0)[0, 1] == 0).all()
     assert np.isfinite(metrics.flow(flow, flow)["epe"])
+
+
+def test_depth_has_even_colours_in_inverse_depth():
+    depth = np.array([[1.0, 2.0, 4.0, np.nan, 0.0, np.inf]])
+    shown = viz.depth_to_color(depth, 1, 4)
+    assert shown.shape == (1, 6, 3) and (shown[0, 3:] == 0).all() and shown[0, 0, 0] > 250  # near is yellow
+    assert np.array_equal(viz.depth_to_color(1 / np.array([[1, 0.625, 0.25]]), 1, 4)[0, 1],
+                          viz.depth_to_color(torch.tensor([[[1.6, 1.6]]]), 1, 4)[0, 0])  # the middle of 1/1 and 1/4
+    assert (viz.depth_to_color(np.full((2, 2), np.nan)) == 0).all()
+    assert viz.depth_to_color(np.full((2, 2), 3.0)).any()
+    with pytest.raises(ValueError, match=r"\(H, W\) or \(1, H, W\)"):
+        viz.depth_to_color(np.zeros((2, 3, 4)))

@@ -6,6 +6,7 @@ or finished pictures (H, W, 3) uint8; they return pictures, axes or figures and 
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -104,6 +105,28 @@ def flow_arrows(ax: Axes, flow: Arraylike, step: int = 16, color: str = "black")
     u, v = np.where(np.abs(flow[:, y, x]) <= UNKNOWN_FLOW, flow[:, y, x], np.nan)  # unknown flow has no arrow
     ax.quiver(x, y, u, v, angles="xy", scale_units="xy", scale=1, color=color, width=0.003)
     return ax
+
+
+def depth_to_color(depth: Arraylike, nearest: float | None = None, farthest: float | None = None) -> Picture:
+    """Depth as a picture: near is yellow, far is violet, nothing is black. Colours run evenly in inverse depth.
+
+    Args:
+        depth: (H, W) or (1, H, W) in metres; there is none where not finite or not positive.
+        nearest, farthest: metres at the ends of the colours; fix them over a video. By default those of this depth,
+            a hundredth at either end left out.
+    """
+    z = _numpy(depth)
+    z = z[0] if z.ndim == 3 and len(z) == 1 else z
+    if z.ndim != 2:
+        raise ValueError(f"depth must be (H, W) or (1, H, W), got {z.shape}")
+    known = np.isfinite(z) & (z > 0)
+    if not known.any():
+        return np.zeros((*z.shape, 3), np.uint8)
+    ends = np.quantile(z[known], [0.01, 0.99])
+    high, low = (1 / (end if given is None else given) for end, given in zip(ends, (nearest, farthest)))
+    share = (1 / np.where(known, z, 1) - low) / max(high - low, 1e-12)
+    colors = (matplotlib.colormaps["viridis"](np.clip(share, 0, 1))[..., :3] * 255 + 0.5).astype(np.uint8)
+    return np.where(known[..., None], colors, np.uint8(0))
 
 
 # ---------------------------------------------------------------- labels

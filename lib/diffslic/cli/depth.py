@@ -1,10 +1,53 @@
 """Depth of videos whose camera's motion is known, and a simulator to make some."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from diffslic.cli.common import app
+from diffslic import report
+from diffslic.cli.common import Device, Json, Polish, app
+
+
+@app.command()
+def depth(
+    source: Annotated[Path, typer.Argument(help="A trajectory of TartanAir or a recording of AirSim, or a folder above "
+                                                "several.")],
+    out: Annotated[Path, typer.Option(help="Where OUT/<clip>/<frame>.npy and its pictures go.")],
+    dataset: Annotated[str, typer.Option(help="tartanair or airsim: what has poses on disk.")] = "tartanair",
+    offsets: Annotated[str, typer.Option(help="Frames to which flow is computed, from each; fused.")] = "-2,-1,1,2",
+    superpixels: Annotated[bool, typer.Option("--superpixels", help="Fit a plane to each superpixel.")] = False,
+    weights: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
+    ssn: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "bsds500",
+    iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
+    polish: Polish = True,
+    min_parallax: Annotated[float, typer.Option(help="In pixels; with less there is no depth.")] = 2.0,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Depth of every frame of a video whose camera's poses are known, and its errors where the truth is there too.
+
+    Example: diffslic depth ../TartanAir/office/Easy/P000 --out depth/
+    """
+    from diffslic import datasets, pipeline
+    from diffslic.flow import RAFT
+    from diffslic.superpixels import SSN
+
+    report.check_choice("dataset", dataset, ["tartanair", "airsim"])
+    try:
+        steps = [int(word) for word in offsets.split(",")]
+    except ValueError:
+        raise ValueError(f"--offsets are whole numbers such as -1,1, got {offsets!r}") from None
+    clips = datasets.open(dataset, root=source)
+    net = SSN.from_pretrained(ssn, device) if superpixels else None
+    rows = pipeline.save_depth(clips, out, RAFT.from_pretrained(weights, device), net, offsets=steps, n_iters=iters,
+                               polished=polish, min_parallax=min_parallax, progress=not as_json)
+    if as_json:
+        print(report.to_json(rows), end="")
+        return
+    for row in rows:
+        errors = f", AbsRel {row['abs_rel']:.3f}, d1 {row['d1']:.3f}" if "abs_rel" in row else ""
+        print(f"{row['clip']} {row['frame']}: depth on {row['coverage']:.0%} of the pixels{errors}")
 
 
 @app.command("airsim-server")

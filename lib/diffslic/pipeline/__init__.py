@@ -1,5 +1,8 @@
 """Joins the rooms for use: frames to flow to superpixels to masks, from a cache or straight through."""
 
+from diffslic.pipeline.depth import frame_depth as frame_depth
+from diffslic.pipeline.depth import pair_depth as pair_depth
+from diffslic.pipeline.depth import save_depth as save_depth
 from diffslic.pipeline.inputs import INPUTS as INPUTS
 from diffslic.pipeline.inputs import LEAST_SPREAD as LEAST_SPREAD
 from diffslic.pipeline.inputs import N_SPIXELS as N_SPIXELS
@@ -26,7 +29,7 @@ from diffslic.pipeline.segment import segment as segment
 from diffslic.pipeline.segment import segment_clips as segment_clips
 
 __all__ = ["INPUTS", "LEAST_SPREAD", "N_SPIXELS", "Segmentation", "Superpixels", "cache_folder", "clip_input",
-           "find_superpixels", "fingerprint", "flow_channels", "mirrored_input", "network_input", "precompute_flow",
-           "precompute_superpixels", "precompute_tvl1", "predict", "predict_from_flow", "save_flow",
-           "save_superpixels", "segment", "segment_clips", "superpixel_differences", "video_flow",
-           "video_flow_both_ways"]
+           "find_superpixels", "fingerprint", "flow_channels", "frame_depth", "mirrored_input", "network_input",
+           "pair_depth", "precompute_flow", "precompute_superpixels", "precompute_tvl1", "predict",
+           "predict_from_flow", "save_depth", "save_flow", "save_superpixels", "segment", "segment_clips",
+           "superpixel_differences", "video_flow", "video_flow_both_ways"]

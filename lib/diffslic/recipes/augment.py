@@ -10,7 +10,7 @@ from diffslic import geometry
 
 
 def jitter_colors(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Add noise to each of (B, 3, H, W) images in [0, 1], and change gamma, contrast, brightness, saturation of all alike.
+    """Add noise to each of (B, 3, H, W) images in [0, 1]; change all alike in gamma, contrast, brightness, saturation.
 
     The frames of a pair go in together: a change that differed between them would be an error of the camera, not
     of the light. The noise comes first, so that it is less in the dark.

@@ -1,0 +1,104 @@
+"""Depth of a video whose camera's poses are known: flow to neighbouring frames, triangulated, and fused."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from diffslic import depth, geometry, metrics, viz
+from diffslic.datasets import io
+from diffslic.datasets.clip import Clip
+from diffslic.depth import DepthEstimate
+from diffslic.flow import RAFT
+from diffslic.pipeline.precompute import video_flow_both_ways
+from diffslic.superpixels import SSN
+from diffslic.training import device_of
+
+NOISE = 0.5  # pixels; what the flow's error is taken to be
+MIN_PARALLAX = 2.0  # pixels
+SKY = 1000.0  # metres; a truth beyond is none
+NEEDED = ("camera_to_world", "intrinsics")
+
+
+def pair_depth(clip: Clip, t: int, other: int, raft: RAFT, n_iters: int = 12, polished: bool = True,
+               noise: float = NOISE, min_parallax: float = MIN_PARALLAX) -> DepthEstimate:
+    """Depth of frame ``t`` from the flow to frame ``other``, what that does not show left out.
+
+    Args:
+        clip: with poses and intrinsics.
+        n_iters, polished: see :func:`diffslic.pipeline.video_flow`.
+        noise, min_parallax: see :func:`diffslic.depth.from_flow`.
+
+    Returns:
+        An estimate with B = 1, on the network's device.
+
+    Raises:
+        LookupError: the clip has no poses or no intrinsics. IndexError: a frame that is not there.
+    """
+    device = device_of(raft)
+    frames = [clip.frame(i).to(device) for i in (t, other)]
+    both = next(video_flow_both_ways(raft, frames, n_iters, polished))
+    motion = geometry.second_from_first(clip.camera_to_world(t).double(), clip.camera_to_world(other).double())
+    return depth.from_flow(both.forward[None], clip.intrinsics, motion, noise=noise, min_parallax=min_parallax,
+                           hidden=both.occlusion[None])
+
+
+def frame_depth(clip: Clip, t: int, raft: RAFT, offsets: Sequence[int] = (-2, -1, 1, 2), n_iters: int = 12,
+                polished: bool = True, noise: float = NOISE, min_parallax: float = MIN_PARALLAX) -> DepthEstimate:
+    """Depth of frame ``t``, fused from the pairs with the frames at ``offsets`` from it, as far as the clip has them.
+
+    Raises:
+        ValueError: the clip has none of them. Else as :func:`pair_depth`.
+    """
+    others = [t + offset for offset in offsets if offset and 0 <= t + offset < len(clip)]
+    if not others:
+        raise ValueError(f"clip {clip.name!r} of {len(clip)} frames has none at {list(offsets)} from frame {t}")
+    return depth.fuse([pair_depth(clip, t, other, raft, n_iters, polished, noise, min_parallax) for other in others])
+
+
+def save_depth(clips: Sequence[Clip], folder: str | Path, raft: RAFT, ssn: SSN | None = None, n_spixels: int = 400,
+               offsets: Sequence[int] = (-2, -1, 1, 2), n_iters: int = 12, polished: bool = True,
+               min_parallax: float = MIN_PARALLAX, progress: bool = True) -> list[dict[str, float | str]]:
+    """Depth of every frame as files: ``FOLDER/<clip>/<frame>.npy`` in metres, ``_sigma.npy``, and ``_depth.png``.
+
+    Where there is no depth the arrays are NaN, and the picture is black.
+
+    Args:
+        ssn: superpixels, to fit a plane to each; without, depth is per pixel.
+        offsets: see :func:`frame_depth`.
+
+    Returns:
+        A row per frame: its clip and name, the coverage, and where the clip has a true depth, the errors.
+
+    Raises:
+        ValueError: no clips, or one without poses or intrinsics. OSError: the folder cannot be written.
+    """
+    lacking = [f"{clip.name!r} has no {kind}" for clip in clips for kind in NEEDED if not clip.has(kind)]
+    if lacking or not clips:
+        raise ValueError(f"depth needs the camera's poses and intrinsics: clip {lacking[0]}" if lacking else
+                         "depth needs a clip, got none")
+    rows: list[dict[str, float | str]] = []
+    frames = [(clip, t) for clip in clips for t in range(len(clip))]
+    for clip, t in tqdm(frames, desc="depth", unit="frame", disable=not progress):
+        estimate = frame_depth(clip, t, raft, offsets, n_iters, polished, NOISE, min_parallax)
+        if ssn is not None:
+            with torch.no_grad():
+                estimate = depth.by_superpixels(estimate, ssn(clip.frame(t)[None].to(device_of(ssn)), n_spixels))
+        found, sigma = estimate.depth[0].cpu(), estimate.sigma[0].cpu()
+        path = Path(folder) / clip.name / clip.frame_name(t)
+        io.write_npy(path.with_name(f"{path.name}.npy"), found[0].numpy())
+        io.write_npy(path.with_name(f"{path.name}_sigma.npy"), sigma[0].numpy())
+        shown = torch.from_numpy(viz.depth_to_color(found[0])).permute(2, 0, 1) / 255
+        io.write_image(path.with_name(f"{path.name}_depth.png"), shown)
+        rows.append({"clip": clip.name, "frame": clip.frame_name(t),
+                     "coverage": float(estimate.valid.float().mean())} | _errors(found, clip, t))
+    return rows
+
+
+def _errors(found: torch.Tensor, clip: Clip, t: int) -> dict[str, float]:
+    if not clip.has("depth"):
+        return {}
+    truth = clip.depth(t)
+    truth = truth.where(truth < SKY, 0)
+    return metrics.depth(found, truth) if (found.isfinite() & (truth > 0)).any() else {}
