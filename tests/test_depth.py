@@ -159,6 +159,17 @@ def test_bad_input_is_named(change, reason):
         depth.from_flow(*pair, **arguments)
 
 
+def test_the_epipolar_line_passes_where_the_flow_ends(room):
+    pose = MOTIONS["rotating"]
+    flow = geometry.flow_from_depth(room.double(), K.double(), pose)[0]
+    for y, x in ((100, 200), (400, 50)):
+        end = torch.tensor([x, y]) + flow[:, y, x]
+        places = depth.epipolar_places((y, x), torch.tensor([float(room[0, 0, y, x]), float("inf"), 1e12]), K, pose)
+        assert (places[0] - end).norm() < 1e-4 and (places[1] - places[2]).norm() < 1e-6
+    ahead = depth.epipolar_places((100, 200), torch.tensor([0.1]), K, a_pose([0, 0, 0], [0, 0, -0.4]))
+    assert ahead.isnan().all()  # behind the second camera
+
+
 # ---------------------------------------------------------------- several pairs, superpixels, moving bodies
 
 

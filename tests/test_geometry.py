@@ -259,3 +259,10 @@ def test_flow_known_in_part_is_resized_from_what_is_known():
     assert torch.allclose(small.permute(0, 2, 3, 1)[where], torch.tensor(1.5))
     same, where = g.resize_known_flow(flow, known, (8, 12))
     assert torch.equal(where, known) and torch.equal(same.permute(0, 2, 3, 1)[where], torch.full((46 + 1, 2), 3.0))
+
+
+def test_intrinsics_follow_a_crop():
+    camera, point = g.intrinsics_from_fov(70, 40, 60), torch.tensor([0.3, -0.2, 2.0]).reshape(1, 3, 1, 1)
+    window = g.crop_intrinsics(camera, top=7, left=11)
+    difference = g.project(point, camera) - g.project(point, window)
+    assert difference.flatten().tolist() == pytest.approx([11, 7], abs=1e-5)

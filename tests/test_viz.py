@@ -224,6 +224,12 @@ def test_what_viz_and_datasets_may_not_share_is_alike():
     assert np.isfinite(metrics.flow(flow, flow)["epe"])
 
 
+def test_dots_are_squares_inside_the_picture():
+    shown = viz.dots(np.zeros((5, 7, 3), np.uint8), np.array([[2.2, 3.4], [-1, 0], [np.nan, 1], [6, 4]]), (9, 8, 7), 3)
+    assert (shown[2:5, 1:4] == (9, 8, 7)).all() and (shown[3:, 5:] == (9, 8, 7)).all()
+    assert (shown.any(-1)).sum() == 9 + 4
+
+
 def test_depth_has_even_colours_in_inverse_depth():
     depth = np.array([[1.0, 2.0, 4.0, np.nan, 0.0, np.inf]])
     shown = viz.depth_to_color(depth, 1, 4)

@@ -15,7 +15,7 @@ from ipywidgets.embed import dependency_state, embed_data
 from matplotlib.image import imread
 
 from diffslic import viz, widgets
-from diffslic.widgets import flow_explorer, frame_player, overlay_explorer, superpixel_explorer
+from diffslic.widgets import depth_explorer, flow_explorer, frame_player, overlay_explorer, superpixel_explorer
 
 FRAMES = [torch.full((3, 24, 40), level) for level in (0.1, 0.5, 0.9)]
 MASKS = [torch.zeros(24, 40, dtype=torch.int64) for _ in FRAMES]
@@ -163,6 +163,29 @@ def test_the_flow_explorer_follows_a_pixel_into_the_next_frame(monkeypatch: pyte
     assert len(asked) == before
     with pytest.raises(ValueError, match="one less than frames, two at least, got 2 and 2"):
         flow_explorer(FRAMES[:2], flows, likeness)
+
+
+def test_the_depth_explorer_shows_line_match_and_error() -> None:
+    depth, sigma = torch.full((24, 40), 4.0), torch.full((24, 40), 0.5)
+    depth[0] = sigma[0] = torch.nan
+
+    def places(pixel: tuple[int, int], depths: torch.Tensor) -> torch.Tensor:
+        return torch.stack([pixel[1] - 20 / depths, torch.full_like(depths, pixel[0])], dim=1)
+
+    flow = torch.zeros(2, 24, 40)
+    flow[0] = -5
+    image, caption, controls = parts(depth_explorer(FRAMES[0], FRAMES[1], flow, depth, sigma, places))
+    controls["row"].value, controls["column"].value = 12, 30
+    shown = decoded(image)
+    assert caption.value == "row 12, column 30: 4.00 m, give or take 0.50 m"
+    match, sure, anywhere = shown[12, 40 + 25], shown[12, 40 + 22], shown[12, 40 + 16]
+    assert match[0] > 200 and match[1] > 170 and match[2] < 90          # a yellow square where the flow ends
+    assert sure[0] > 200 and sure[1] < 80                              # pink within the error
+    assert anywhere.max() < 120 and np.abs(shown[5, 40 + 16] - 128).max() < 30  # dark on the line, grey beside it
+    controls["left"].value = "depth"
+    assert np.abs(decoded(image)[5, 5] - viz.depth_to_color(depth)[5, 5]).max() < 20
+    controls["row"].value = 0
+    assert caption.value == "row 0, column 30: no depth here"
 
 
 def saved_state(box: ipywidgets.VBox) -> dict[str, Any]:

@@ -218,6 +218,23 @@ def hidden_by_depth(first: Tensor, second: Tensor, intrinsics: Tensor, second_fr
     return ~ahead | ~geometry.lands_inside(flow) | (z > farthest * (1 + tolerance))
 
 
+def epipolar_places(pixel: tuple[int, int], depths: Tensor, intrinsics: Tensor, second_from_first: Tensor) -> Tensor:
+    """Where the second camera would see one pixel of the first frame, if it lay at these depths.
+
+    Args:
+        pixel: (row, column). depths: (M,) in metres; infinity is the end of the line.
+        intrinsics: (3, 3). second_from_first: (4, 4).
+
+    Returns:
+        (M, 2) x and y in pixels, in double precision; NaN where the point would lie behind the second camera.
+    """
+    camera, pose = intrinsics.double().cpu(), second_from_first.double().cpu()
+    ray = torch.linalg.solve(camera, torch.tensor([pixel[1], pixel[0], 1], dtype=torch.float64))
+    points = pose[:3, :3] @ ray + pose[:3, 3] / depths.double().cpu()[:, None]  # by 1 / Z: infinity is no exception
+    image = points @ camera.T
+    return torch.where(points[:, 2:] > 0, image[:, :2] / image[:, 2:], torch.nan)
+
+
 # ---------------------------------------------------------------- the geometry of two views
 
 

@@ -129,6 +129,12 @@ def resize_intrinsics(intrinsics: Tensor, old_size: tuple[int, int], new_size: t
     return change @ intrinsics
 
 
+def crop_intrinsics(intrinsics: Tensor, top: int, left: int) -> Tensor:
+    """Intrinsics (..., 3, 3) of a window of an image whose first pixel was at row ``top`` and column ``left``."""
+    change = torch.tensor([[1, 0, -left], [0, 1, -top], [0, 0, 1]], device=intrinsics.device, dtype=intrinsics.dtype)
+    return change @ intrinsics
+
+
 def flip_horizontal(image: Tensor) -> Tensor:
     """Mirror left and right: images (..., H, W), labels, masks. Flow needs :func:`flip_flow_horizontal`."""
     return image.flip(-1)

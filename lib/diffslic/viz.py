@@ -191,6 +191,16 @@ def tint(image: Arraylike, weight: Arraylike, pixel: tuple[int, int],
     return mixed
 
 
+def dots(image: Arraylike, places: Arraylike, color: tuple[int, int, int] = (255, 0, 160), size: int = 1) -> Picture:
+    """Squares of ``size`` pixels at places (M, 2), x first, on an image; what is outside or not finite is left out."""
+    shown, places = picture(image).copy(), _numpy(places)
+    places = np.rint(places[np.isfinite(places).all(axis=1)]).astype(int)
+    for x, y in places:
+        if 0 <= x < shown.shape[1] and 0 <= y < shown.shape[0]:
+            shown[max(y - size // 2, 0):y + (size + 1) // 2, max(x - size // 2, 0):x + (size + 1) // 2] = color
+    return shown
+
+
 def mean_color(image: Arraylike, labels: Arraylike) -> Picture:
     """Each label's region (H, W) in the mean colour of its pixels."""
     base, ids = _image_and_labels(image, labels)

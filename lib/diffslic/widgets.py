@@ -1,4 +1,4 @@
-"""Explorers for notebooks: a frame player, masks over frames with an opacity slider, flow, and superpixels.
+"""Explorers for notebooks: a frame player, masks over frames with an opacity slider, flow, depth, and superpixels.
 
 Frames are encoded in the kernel and shown by ``ipywidgets.Image``, one at a time: a new inline figure for each step
 would play at half the speed, and a saved notebook holds the current frame only. Sliders answer to the arrow keys;
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import ipywidgets
 import numpy as np
+import torch
 from ipyevents import Event
 from matplotlib.image import imsave
 from torch import Tensor
@@ -113,6 +114,48 @@ def flow_explorer(frames: Sequence[viz.Arraylike], flows: Sequence[Tensor],
         return f"row {row.value}, column {column.value}: moves {u:+.1f} px to the right and {v:+.1f} px down"
 
     return _chosen_by_click(_explorer(draw, text, [frame, view, row, column]), row, column, pictures=2)
+
+
+def depth_explorer(first: Tensor, second: Tensor, flow: Tensor, depth: Tensor, sigma: Tensor,
+                   places: Callable[[tuple[int, int], Tensor], Tensor]) -> ipywidgets.VBox:
+    """Two frames: of a pixel of the first, its epipolar line in the second, its match, and how sure its depth is.
+
+    A click on a pixel, or the row and column sliders, chooses it. On the line, dark is anywhere, bright is within two
+    standard deviations of the depth; a yellow square is where the flow ends.
+
+    Args:
+        first, second: (3, H, W) images.
+        flow: (2, H, W) in pixels. depth, sigma: (H, W) in metres, NaN where there is none.
+        places: pixel (row, column) and depths (M,) to places (M, 2) in the second frame, x first.
+    """
+    first, second, flow, depth, sigma = (x.detach().cpu() for x in (first, second, flow, depth, sigma))
+    height, width = depth.shape
+    view = ipywidgets.Dropdown(options=["frame", "depth"], description="left")
+    row = ipywidgets.IntSlider(value=height // 2, max=height - 1, description="row")
+    column = ipywidgets.IntSlider(value=width // 2, max=width - 1, description="column")
+    known = depth[depth.isfinite()]
+    nearest = 0.3 * float(known.min()) if len(known) else 1.0
+    nothing, left_views = depth.new_zeros(depth.shape), {"frame": first, "depth": viz.depth_to_color(depth)}
+
+    def draw() -> bytes:
+        pixel = row.value, column.value
+        z, spread = float(depth[pixel]), float(sigma[pixel])
+        # Even steps of inverse depth are about even steps along the line.
+        line = places(pixel, 1 / torch.linspace(0, 1 / nearest, 4 * width))
+        right = viz.dots(second, line, (70, 0, 110))
+        if z == z:
+            near, far = max(z - 2 * spread, nearest), z + 2 * spread
+            right = viz.dots(right, places(pixel, 1 / torch.linspace(1 / far, 1 / near, 2 * width)), (255, 0, 160), 3)
+        u, v = flow[:, pixel[0], pixel[1]].tolist()
+        right = viz.dots(right, np.array([[pixel[1] + u, pixel[0] + v]]), (255, 220, 0), 5)
+        return _jpeg(np.concatenate([viz.tint(left_views[view.value], nothing, pixel), right], axis=1))
+
+    def text() -> str:
+        z, spread = float(depth[row.value, column.value]), float(sigma[row.value, column.value])
+        found = f"{z:.2f} m, give or take {spread:.2f} m" if z == z else "no depth here"
+        return f"row {row.value}, column {column.value}: {found}"
+
+    return _chosen_by_click(_explorer(draw, text, [view, row, column]), row, column, pictures=2)
 
 
 def superpixel_explorer(image: Tensor, cluster: Mapping[str, Callable[[int, float, int], SoftSuperpixels]],

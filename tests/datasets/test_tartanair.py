@@ -173,3 +173,12 @@ def test_a_quaternion_that_is_none(tmp_path):
         tartanair.clips(tmp_path)
     with pytest.raises(ValueError, match="length nan"):
         tartanair.parse_poses("0 0 0 0 0 0 nan")
+
+
+def test_flow_that_is_missing_follows_from_depth_and_poses(reference, tmp_path):
+    clip = datasets.open("tartanair", root=reference / "data/tartanair/trajectory")[0]
+    assert clip.has("flow") and not clip.has("occlusion")
+    pair = clip.frame(0), clip.frame(1)
+    error = (geometry.warp(pair[1][None], clip.flow(0)[None])[0] - pair[0]).abs().mean(0)
+    inside = geometry.lands_inside(clip.flow(0)[None])[0]
+    assert error[inside].median() < 0.5 * (pair[1] - pair[0]).abs().mean(0)[inside].median()

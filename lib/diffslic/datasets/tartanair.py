@@ -32,7 +32,7 @@ from diffslic.datasets.clip import Clip, Reader
 from diffslic.datasets.folder import image_files, read_frame
 from diffslic.datasets.io import KITTI_UNIT, check_size, image_size, read_depth, read_flow, read_levels, read_npy
 from diffslic.datasets.problems import problems_of
-from diffslic.geometry import pose_from_ned, quaternion_to_matrix
+from diffslic.geometry import flow_from_depth, pose_from_ned, quaternion_to_matrix, second_from_first
 
 # The dataset's own figures, and the (rows, columns) of the images that they belong to.
 SIZE = (480, 640)
@@ -62,8 +62,9 @@ LAYOUTS = (_Layout("left", "npy", "flow", SIZE, INTRINSICS),
 def clips(root: str | Path, trajectories: Sequence[str] | None = None) -> list[Clip]:
     """One clip per trajectory, named by its folders: "abandonedfactory-Easy-P000".
 
-    Depth, flow, occlusion and poses are there where their files are. Frames may be a cut-out of the trajectory
-    (60 to 71, say): poses are taken by the frame's number, not by its position.
+    Depth, flow, occlusion and poses are there where their files are; where flow alone is missing it is that of a world
+    that stands still, as the dataset's own is. Frames may be a cut-out of the trajectory (60 to 71, say): poses are
+    taken by the frame's number, not by its position.
 
     Args:
         root: a trajectory, or a folder above trajectories.
@@ -146,8 +147,11 @@ def _clip(name: str, folder: Path, layout: _Layout) -> Clip:
     poses = folder / f"pose_{camera}.txt"
     if poses.is_file():
         readers["camera_to_world"] = partial(_pose, _poses(poses, numbers))
-    return Clip(name, size, readers, len(frames), _intrinsics(folder, size, layout),
+    clip = Clip(name, size, readers, len(frames), _intrinsics(folder, size, layout),
                 tuple(f"{n:06d}" for n in numbers))
+    if not clip.has("flow") and all(map(clip.has, ("depth", "camera_to_world", "intrinsics"))):
+        return clip.with_readers(flow=partial(_flow_of_depth, clip))
+    return clip
 
 
 def _number(path: Path, camera: str) -> int:
@@ -205,6 +209,11 @@ def _read_flow_2(stems: Sequence[Path], size: tuple[int, int], t: int) -> Tensor
 def _read_occlusion_2(stems: Sequence[Path], size: tuple[int, int], t: int) -> Tensor:
     path = Path(f"{stems[t]}_flow.png")
     return check_size(path, _hidden(read_levels(path)[..., 0]), size, "its frame")
+
+
+def _flow_of_depth(clip: Clip, t: int) -> Tensor:
+    motion = second_from_first(clip.camera_to_world(t).double(), clip.camera_to_world(t + 1).double())
+    return flow_from_depth(clip.depth(t)[None].double(), clip.intrinsics.double(), motion)[0].float()
 
 
 def _hidden(codes: np.ndarray) -> Tensor:
