@@ -108,6 +108,18 @@ def test_sigma_tells_the_error(room, name):
     assert torch.equal(each.sigma[found.valid], found.sigma[found.valid])
 
 
+def test_noise_is_estimated_from_what_should_be_zero():
+    chance = torch.Generator().manual_seed(0)
+    pose, camera = MOTIONS["lateral"], geometry.intrinsics_from_fov(90, 96, 128)
+    flow = geometry.flow_from_depth(torch.full((1, 1, 96, 128), 4.0), camera, pose.float())  # the same everywhere
+    for sigma in (0.3, 1.0):
+        noisy, back = (x + sigma * torch.randn(x.shape, generator=chance) for x in (flow, -flow))
+        found = depth.estimate_noise(noisy, back, camera, pose)
+        assert found.shape == (1, 1, 96, 128) and 0.85 < (found.square() - 0.01).mean().sqrt() / sigma < 1.1
+    for field, motion in ((flow, pose), (torch.zeros_like(flow), torch.eye(4))):  # no line to be beside: the gap alone
+        assert torch.allclose(depth.estimate_noise(field, -field, camera, motion), torch.tensor(0.1), atol=1e-4)
+
+
 def test_without_parallax_there_is_no_depth(room):
     turn = a_pose([0.02, -0.05, 0.1], [0, 0, 0])
     chance = torch.Generator().manual_seed(0)

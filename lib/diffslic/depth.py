@@ -121,6 +121,30 @@ def from_flow(flow: Tensor, intrinsics: Tensor, second_from_first: Tensor, *, no
     return DepthEstimate(depth, sigma, parallax, residual, depth.isfinite())
 
 
+def estimate_noise(flow: Tensor, backward: Tensor, intrinsics: Tensor, second_from_first: Tensor,
+                   least: float = 0.1, window: int = 9) -> Tensor:
+    """How far each pixel's flow is off, judged by two things that should be zero.
+
+    A pixel that goes there and back misses its place by the errors of both ways and both components, gap^2 = 4 sigma^2
+    in the mean; and its match lies beside the epipolar line by the error of one component, averaged over a window
+    since a single one may be small by chance. The variance is the mean of both, and of ``least``^2 at least.
+
+    Args:
+        flow, backward: (B, 2, H, W) in pixels, first frame to second and back.
+        intrinsics, second_from_first: see :func:`from_flow`.
+        least: in pixels. window: side in pixels, odd.
+
+    Returns:
+        (B, 1, H, W) in pixels, for :func:`from_flow`'s ``noise``; large too where a body moves by itself.
+    """
+    views = _views(flow, intrinsics, second_from_first)
+    gap = (flow + geometry.warp(backward, flow, padding="border")).square().sum(1, keepdim=True)
+    beside = _residual(views).square().reshape(gap.shape).to(flow.dtype)
+    beside = torch.nn.functional.avg_pool2d(beside.where(beside.isfinite(), gap / 4), window, 1, window // 2,
+                                            count_include_pad=False)
+    return (least ** 2 + gap / 8 + beside / 2).sqrt()
+
+
 def linear_depth(flow: Tensor, intrinsics: Tensor, second_from_first: Tensor) -> Tensor:
     """The depth (B, 1, H, W) in metres that solves the equations of the second image by plain least squares.
 

@@ -131,9 +131,13 @@ class Server(socketserver.ThreadingTCPServer):
         """Where it listens: the port that was asked for, or a free one where that was 0."""
         return self.server_address[1]
 
-    def __exit__(self, *reason: Any) -> None:
+    def close(self) -> None:
+        """Stop answering and give the port back."""
         self.shutdown()
-        super().__exit__(*reason)
+        self.server_close()
+
+    def __exit__(self, *reason: Any) -> None:
+        self.close()
 
 
 def start(preset: str = "street", seed: int = 0, size: tuple[int, int] = (144, 256), fov: float = 90.0,

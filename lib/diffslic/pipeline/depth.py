@@ -15,20 +15,21 @@ from diffslic.pipeline.precompute import video_flow_both_ways
 from diffslic.superpixels import SSN
 from diffslic.training import device_of
 
-NOISE = 0.5  # pixels; what the flow's error is taken to be
 MIN_PARALLAX = 2.0  # pixels
 SKY = 1000.0  # metres; a truth beyond is none
 NEEDED = ("camera_to_world", "intrinsics")
 
 
 def pair_depth(clip: Clip, t: int, other: int, raft: RAFT, n_iters: int = 12, polished: bool = True,
-               noise: float = NOISE, min_parallax: float = MIN_PARALLAX) -> DepthEstimate:
+               min_parallax: float = MIN_PARALLAX) -> DepthEstimate:
     """Depth of frame ``t`` from the flow to frame ``other``, what that does not show left out.
+
+    Its sigma comes from :func:`diffslic.depth.estimate_noise`.
 
     Args:
         clip: with poses and intrinsics.
         n_iters, polished: see :func:`diffslic.pipeline.video_flow`.
-        noise, min_parallax: see :func:`diffslic.depth.from_flow`.
+        min_parallax: see :func:`diffslic.depth.from_flow`.
 
     Returns:
         An estimate with B = 1, on the network's device.
@@ -40,12 +41,14 @@ def pair_depth(clip: Clip, t: int, other: int, raft: RAFT, n_iters: int = 12, po
     frames = [clip.frame(i).to(device) for i in (t, other)]
     both = next(video_flow_both_ways(raft, frames, n_iters, polished))
     motion = geometry.second_from_first(clip.camera_to_world(t).double(), clip.camera_to_world(other).double())
-    return depth.from_flow(both.forward[None], clip.intrinsics, motion, noise=noise, min_parallax=min_parallax,
+    forward, backward = both.forward[None], both.backward[None]
+    noise = depth.estimate_noise(forward, backward, clip.intrinsics, motion)
+    return depth.from_flow(forward, clip.intrinsics, motion, noise=noise, min_parallax=min_parallax,
                            hidden=both.occlusion[None])
 
 
 def frame_depth(clip: Clip, t: int, raft: RAFT, offsets: Sequence[int] = (-2, -1, 1, 2), n_iters: int = 12,
-                polished: bool = True, noise: float = NOISE, min_parallax: float = MIN_PARALLAX) -> DepthEstimate:
+                polished: bool = True, min_parallax: float = MIN_PARALLAX) -> DepthEstimate:
     """Depth of frame ``t``, fused from the pairs with the frames at ``offsets`` from it, as far as the clip has them.
 
     Raises:
@@ -54,7 +57,7 @@ def frame_depth(clip: Clip, t: int, raft: RAFT, offsets: Sequence[int] = (-2, -1
     others = [t + offset for offset in offsets if offset and 0 <= t + offset < len(clip)]
     if not others:
         raise ValueError(f"clip {clip.name!r} of {len(clip)} frames has none at {list(offsets)} from frame {t}")
-    return depth.fuse([pair_depth(clip, t, other, raft, n_iters, polished, noise, min_parallax) for other in others])
+    return depth.fuse([pair_depth(clip, t, other, raft, n_iters, polished, min_parallax) for other in others])
 
 
 def save_depth(clips: Sequence[Clip], folder: str | Path, raft: RAFT, ssn: SSN | None = None, n_spixels: int = 400,
@@ -81,7 +84,7 @@ def save_depth(clips: Sequence[Clip], folder: str | Path, raft: RAFT, ssn: SSN |
     rows: list[dict[str, float | str]] = []
     frames = [(clip, t) for clip in clips for t in range(len(clip))]
     for clip, t in tqdm(frames, desc="depth", unit="frame", disable=not progress):
-        estimate = frame_depth(clip, t, raft, offsets, n_iters, polished, NOISE, min_parallax)
+        estimate = frame_depth(clip, t, raft, offsets, n_iters, polished, min_parallax)
         if ssn is not None:
             with torch.no_grad():
                 estimate = depth.by_superpixels(estimate, ssn(clip.frame(t)[None].to(device_of(ssn)), n_spixels))
