@@ -1,0 +1,172 @@
+"""How good depth from flow is, and what superpixels and more frames bring. Five tables:
+
+1. A still scene at 480x640 with a focal length of 320 px: exact flow, and flow with noise of 0.5 px, for a camera that
+   goes sideways, forwards, and turns too; the error that sigma predicts beside the one that is.
+2. The mean of the depths of the two components, a published shortcut, beside least squares, on the same exact flow.
+3. TartanAir's frames (of the folder that DIFFSLIC_REFERENCE names) with the shipped RAFT: one pair, planes per
+   superpixel, pairs with four frames fused, both; all at the same coverage, the pixels that each is surest of.
+4. When planes are better than pixels: on scenes, by how many pixels a superpixel has and how noisy the flow is.
+5. The Motorcycle stereo pair of scikit-image.
+
+    python benchmarks/depth.py
+"""
+
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from skimage import data
+from torch import Tensor
+
+from diffslic import datasets, depth, geometry, metrics, pipeline
+from diffslic.flow import RAFT, polish
+from diffslic.superpixels import SSN
+
+CAMERA = torch.tensor([[320., 0, 319.5], [0, 320, 239.5], [0, 0, 1]])
+NOISE, MIN_PARALLAX = 0.5, 2.0  # pixels
+COVERAGE = 0.6  # of the pixels with a true depth
+SKY = 1000.0  # metres
+
+
+def a_pose(turn: list[float], step: list[float]) -> Tensor:
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3] = geometry.axis_angle_to_matrix(torch.tensor(turn, dtype=torch.float64))
+    pose[:3, 3] = torch.tensor(step)
+    return pose
+
+
+MOTIONS = {"sideways": a_pose([0, 0, 0], [-0.3, 0, 0]), "forwards": a_pose([0, 0, 0], [0, 0, -0.4]),
+           "turning": a_pose([0.05, 0.1, -0.1], [-0.3, 0.1, -0.2])}
+
+
+def scene_depth(preset: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Depth (1, 1, 480, 640) and image (1, 3, 480, 640) of a scene."""
+    clip = datasets.open("scenes", preset=preset, n_clips=1, n_frames=2, size=(480, 640), seed=500_000 + seed)[0]
+    return clip.depth(0)[None], clip.frame(0)[None]
+
+
+def exact_and_noisy() -> None:
+    print("AbsRel (coverage) with the exact flow and with noise of 0.5 px; of the noisy, true over predicted error")
+    chance = torch.Generator().manual_seed(0)
+    for preset in ("lab", "street"):
+        z, _ = scene_depth(preset, 1)
+        for name, pose in MOTIONS.items():
+            flow = geometry.flow_from_depth(z.double(), CAMERA.double(), pose).float()
+            exact = depth.from_flow(flow, CAMERA, pose, min_parallax=MIN_PARALLAX)
+            noisy = depth.from_flow(flow + NOISE * torch.randn(flow.shape, generator=chance), CAMERA, pose,
+                                    noise=NOISE, min_parallax=MIN_PARALLAX)
+            score = ((noisy.depth - z) / noisy.sigma)[noisy.valid].abs().median() / 0.6745
+            each = [metrics.depth(found.depth, z) for found in (exact, noisy)]
+            print(f"{preset:7} {name:9} " + "  ".join(f"{e['abs_rel']:.1e} ({e['coverage']:.2f})" for e in each)
+                  + f"  {score:.2f}")
+
+
+def by_components() -> None:
+    z, _ = scene_depth("lab", 1)
+    print("\nAbsRel of exact flow: mean of the depths of both components, least squares")
+    for name, pose in MOTIONS.items():
+        flow = geometry.flow_from_depth(z.double(), CAMERA.double(), pose)
+        grid = geometry.pixel_grid(480, 640, dtype=torch.float64)
+        rays = torch.linalg.solve(CAMERA.double(), torch.cat([grid, torch.ones_like(grid[:1])]).flatten(1))
+        ends = torch.cat([grid + flow[0], torch.ones_like(grid[:1])]).flatten(1)
+        seen = torch.linalg.solve(CAMERA.double(), ends)[:2]
+        turned = pose[:3, :3] @ rays
+        a, b = turned[:2] - seen * turned[2], pose[:2, 3:] - seen * pose[2, 3]
+        # What two components at float32 give: a component without parallax divides noise by noise.
+        mean = (-b.float() / a.float()).mean(0).reshape(z.shape)
+        both = depth.linear_depth(flow, CAMERA, pose)
+        sure = depth.from_flow(flow, CAMERA, pose, min_parallax=MIN_PARALLAX).valid
+        print(f"{name:9} {metrics.depth(mean.clamp(-1e4, 1e4), z, sure)['abs_rel']:.2f} on "
+              f"{metrics.depth(mean.clamp(-1e4, 1e4), z, sure)['coverage']:.2f}, "
+              f"{metrics.depth(both, z, sure)['abs_rel']:.1e} on {metrics.depth(both, z, sure)['coverage']:.2f}")
+
+
+def surest(estimate: depth.DepthEstimate, z: Tensor) -> tuple[float, float]:
+    """AbsRel on the share COVERAGE of the pixels that the estimate is surest of, and the share that it has there."""
+    known = z < SKY
+    relative = (estimate.sigma / estimate.depth).where(estimate.valid & known, torch.inf).flatten()
+    chosen = relative.topk(int(COVERAGE * known.sum()), largest=False).indices
+    mask = torch.zeros_like(relative, dtype=torch.bool)
+    mask[chosen] = True
+    figures = metrics.depth(estimate.depth, z.where(known, 0), mask.view_as(known))
+    return figures["abs_rel"], figures["coverage"]
+
+
+def on_tartanair(raft: RAFT, ssn: SSN) -> None:
+    root = os.environ.get("DIFFSLIC_REFERENCE")
+    if not root:
+        print("\nTartanAir: left out, since DIFFSLIC_REFERENCE names no folder")
+        return
+    clip = datasets.open("tartanair", root=Path(root) / "data/tartanair/trajectory")[0]
+    print(f"\nTartanAir, AbsRel at {COVERAGE:.0%} coverage (less in brackets)")
+    names = ("one pair", "planes", "fused", "fused planes")
+    print(f"{'frame':>8}" + "".join(f"{name:>16}" for name in names))
+    table: list[list[float]] = []
+    for t in range(len(clip)):
+        z = clip.depth(t)[None]
+        pair = pipeline.pair_depth(clip, t, t + 1 if t + 1 < len(clip) else t - 1, raft, min_parallax=1.0)
+        fused = pipeline.frame_depth(clip, t, raft, (-2, -1, 1, 2), min_parallax=1.0)
+        planes = ssn(clip.frame(t)[None], 400)
+        found = (pair, depth.by_superpixels(pair, planes), fused, depth.by_superpixels(fused, planes))
+        row = [surest(estimate, z) for estimate in found]
+        table.append([error for error, _ in row])
+        cells = [f"{e:.3f}" + (f" ({c:.2f})" if c < COVERAGE - 0.01 else "") for e, c in row]
+        print(f"{clip.frame_name(t):>8}" + "".join(f"{cell:>16}" for cell in cells))
+    half = len(clip) // 2
+    for name, rows in (("1st half", table[:half]), ("2nd half", table[half:])):
+        print(f"{name:>8}" + "".join(f"{statistics.mean(column):16.3f}" for column in zip(*rows)))
+
+
+def planes_or_pixels(ssn: SSN) -> None:
+    print("\nAbsRel of planes over AbsRel of pixels, by the noise of the flow (px) and the superpixels of 480x640")
+    chance = torch.Generator().manual_seed(0)
+    counts = (100, 400, 1600)
+    print(f"{'noise':>6}" + "".join(f"{count:>8}" for count in counts) + "   pixels alone")
+    pose = MOTIONS["turning"]
+    for noise in (0.02, 0.1, 0.5, 2.0):
+        ratios: dict[int, list[float]] = {count: [] for count in counts}
+        alone = []
+        for preset in ("lab", "street"):
+            z, image = scene_depth(preset, 2)
+            flow = geometry.flow_from_depth(z, CAMERA, pose.float())
+            # Errors of a flow are alike among neighbours: the noise is smooth over four pixels.
+            error = torch.nn.functional.interpolate(torch.randn(1, 2, 120, 160, generator=chance), scale_factor=4,
+                                                    mode="bilinear")
+            pixels = depth.from_flow(flow + noise / error.std() * error, CAMERA, pose, noise=noise)
+            alone.append(metrics.depth(pixels.depth, z)["abs_rel"])
+            for count in counts:
+                planes = depth.by_superpixels(pixels, ssn(image, count))
+                both = pixels.valid & planes.valid
+                ratios[count].append(metrics.depth(planes.depth, z, both)["abs_rel"]
+                                     / metrics.depth(pixels.depth, z, both)["abs_rel"])
+        print(f"{noise:6.2f}" + "".join(f"{statistics.mean(values):8.2f}" for values in ratios.values())
+              + f"   {statistics.mean(alone):.4f}")
+
+
+def motorcycle(raft: RAFT) -> None:
+    left, right, disparity = data.stereo_motorcycle()
+    views = [torch.from_numpy(x).permute(2, 0, 1)[None].float() / 255 for x in (left, right)]
+    truth = torch.from_numpy(disparity)
+    plain = raft(*views)
+    ways: dict[str, Callable[[], Tensor]] = {"RAFT": lambda: plain, "polished": lambda: polish(*views, plain)}
+    print("\nMotorcycle: relative error of the disparity, median and mean")
+    for name, way in ways.items():
+        miss = ((way()[0, 0] + truth) / truth).abs()[truth.isfinite()]
+        print(f"{name:9} {miss.median():.4f} {miss.mean():.4f}")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    raft, ssn = RAFT.from_pretrained("small"), SSN.from_pretrained("bsds500")
+    exact_and_noisy()
+    by_components()
+    planes_or_pixels(ssn)
+    motorcycle(raft)
+    on_tartanair(raft, ssn)
+
+
+if __name__ == "__main__":
+    main()
