@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffslic.segmentation import camera_motion, fit_motion, motion_basis, motion_flow
+from diffslic.segmentation import camera_motion, coherence_loss, fit_motion, motion_basis, motion_flow
 
 CASES = ["blackswan_crop_64x96_L4", "blackswan_resize_32x48_L2", "poly_32x48_L4", "poly_64x96_L2"]
 
@@ -142,12 +142,97 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="fit must be"):
         fit_motion(flow, weights, fit="huber")
     with pytest.raises(ValueError, match="distance must be"):
-        fit_motion(flow, weights, fit="irls", distance="squared")
+        fit_motion(flow, weights, fit="irls", distance="huber")
     with pytest.raises(ValueError, match=r"flow must be \(B, 2, H, W\)"):
         fit_motion(flow[:, :1], weights)
     with pytest.raises(ValueError, match="weights must be"):
         fit_motion(flow, torch.ones(1, 1, 4, 5))
-    with pytest.raises(ValueError, match="flow must be finite"):
+    with pytest.raises(ValueError, match="flow must be known, that is finite"):
         camera_motion(flow / 0)
     with pytest.raises(ValueError, match=r"must be \(B, L, 6, 2\)"):
         motion_flow(torch.zeros(1, 1, 3, 2), 4, 4)
+
+
+# ---------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("model", ["affine", "quadratic"])
+@pytest.mark.parametrize("distance", ["l1", "l2", "squared"])
+def test_the_loss_equals_the_reference(reference: Path, case: str, model: str, distance: str) -> None:
+    arrays = np.load(reference / f"reference/motion/coherence_em_{case}.npz")
+    flow, masks = (torch.from_numpy(arrays[key]).double() for key in ("flow", "masks"))
+    expected = torch.from_numpy(arrays[f"ols_loss_{model.title()}_{distance}"])
+    torch.testing.assert_close(coherence_loss(masks, flow, model, distance), expected, atol=1e-5, rtol=1e-5)
+    if distance != "squared":
+        rounds = 3 if model == "quadratic" else 20  # on few parameters twenty steps of L-BFGS come far
+        robust = coherence_loss(masks, flow, model, distance, fit="irls", n_iters=rounds).numpy()
+        assert (robust <= arrays[f"optim_loss_{model.title()}_{distance}"] + 1e-3).all()
+
+
+def soft_masks(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).softmax(1)
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "squared", "charbonnier"])
+@pytest.mark.parametrize("fit", ["ls", "irls"])
+def test_the_gradient_of_a_mask_is_its_distance(distance: str, fit: str) -> None:
+    flow, masks = moving_scene(0, 0.2)[0], soft_masks(1, 3, *moving_scene(0, 0.2)[0].shape[-2:]).requires_grad_()
+    coherence_loss(masks, flow, distance=distance, fit=fit).sum().backward()
+    residual = motion_flow(fit_motion(flow, masks.detach(), fit=fit, distance=distance, n_iters=3),
+                           *flow.shape[-2:]) - flow[:, None]
+    length = {"l1": residual.abs().sum(2), "l2": residual.norm(dim=2), "squared": residual.square().sum(2),
+              "charbonnier": (residual.square().sum(2) + 0.01).sqrt() - 0.1}[distance]
+    torch.testing.assert_close(masks.grad, length / length[0, 0].numel(), atol=1e-8, rtol=1e-4)
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "charbonnier", "squared"])
+def test_more_rounds_do_not_make_it_worse(distance: str) -> None:
+    flow, masks = moving_scene(1, 0.3)[0], soft_masks(1, 4, *moving_scene(1, 0.3)[0].shape[-2:])
+    plain = coherence_loss(masks, flow, distance=distance)
+    robust = [coherence_loss(masks, flow, distance=distance, fit="irls", n_iters=n) for n in (1, 3, 20)]
+    assert plain >= robust[0] - 1e-6 and robust[0] >= robust[1] - 1e-6 and robust[1] >= robust[2] - 1e-6
+
+
+def test_right_masks_cost_less_than_wrong_ones() -> None:
+    flow, _ = moving_scene(2, 0.2)
+    theta = torch.randn(1, 2, 6, 2)
+    left = (torch.arange(flow.shape[-1]) < flow.shape[-1] // 2).float().expand(1, 1, *flow.shape[-2:])
+    right = torch.cat([left, 1 - left], dim=1)
+    layers = motion_flow(theta, *flow.shape[-2:])
+    flow = (right[:, :, None] * layers).sum(1)
+    assert coherence_loss(right, flow) < 1e-4 < coherence_loss(torch.full_like(right, 0.5), flow)
+    assert coherence_loss(right.flip(1), flow) < 1e-4                     # names of layers do not matter
+    # What is unknown counts nowhere.
+    known = torch.ones(1, *flow.shape[-2:], dtype=torch.bool)
+    known[:, 3:6] = False
+    spoiled = flow.clone()
+    spoiled[:, :, 3:6] = torch.nan
+    assert coherence_loss(right, spoiled, known=known) < 1e-4
+    with pytest.raises(ValueError, match="flow must be known"):
+        coherence_loss(right, spoiled)
+
+
+def test_entropy_and_normalisation() -> None:
+    flow, masks = moving_scene(3, 0.2)[0], soft_masks(1, 4, *moving_scene(3, 0.2)[0].shape[-2:])
+    entropy = -(masks * masks.log()).sum(1).mean()
+    more = coherence_loss(masks, flow, entropy=0.5) - coherence_loss(masks, flow)
+    torch.testing.assert_close(more, 0.5 * entropy[None], atol=1e-4, rtol=1e-3)
+    once, twice = (coherence_loss(masks, scale * flow, normalised=True) for scale in (1, 2))
+    torch.testing.assert_close(once, twice, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(once, coherence_loss(masks, flow) / flow.abs().sum(1).mean(), atol=1e-5, rtol=1e-4)
+    for still in (torch.zeros_like(flow), torch.full_like(flow, 3.0)):   # nothing moves, or all of it alike
+        for normalised in (False, True):
+            loss = coherence_loss(masks, still, fit="irls", normalised=normalised)
+            assert loss.abs().max() < 1e-5
+    assert coherence_loss(torch.ones(1, 1, 8, 9), torch.randn(1, 2, 8, 9)).shape == (1,)  # a single layer
+
+
+def test_wrong_masks_are_refused() -> None:
+    flow = torch.zeros(1, 2, 4, 4)
+    for masks, reason in ((torch.ones(1, 2, 4, 4), "sum to one"), (torch.ones(1, 1, 4, 5), "masks must be"),
+                          (torch.full((1, 1, 4, 4), torch.nan), "sum to one"), (torch.ones(4, 4), "masks must be")):
+        with pytest.raises(ValueError, match=reason):
+            coherence_loss(masks, flow)
+    with pytest.raises(ValueError, match="flow must be known"):
+        coherence_loss(torch.ones(1, 1, 4, 4), torch.full((1, 2, 4, 4), 2e9))

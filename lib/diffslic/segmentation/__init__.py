@@ -7,6 +7,7 @@
 from diffslic.segmentation.baselines import camera_residual_mask as camera_residual_mask
 from diffslic.segmentation.baselines import flow_magnitude_mask as flow_magnitude_mask
 from diffslic.segmentation.coherence import camera_motion as camera_motion
+from diffslic.segmentation.coherence import coherence_loss as coherence_loss
 from diffslic.segmentation.coherence import fit_motion as fit_motion
 from diffslic.segmentation.coherence import motion_basis as motion_basis
 from diffslic.segmentation.coherence import motion_flow as motion_flow
@@ -14,5 +15,5 @@ from diffslic.segmentation.unet import UNet as UNet
 from diffslic.segmentation.unet import UNetConfig as UNetConfig
 from diffslic.segmentation.unet import bce_dice as bce_dice
 
-__all__ = ["UNet", "UNetConfig", "bce_dice", "camera_motion", "camera_residual_mask", "fit_motion",
+__all__ = ["UNet", "UNetConfig", "bce_dice", "camera_motion", "camera_residual_mask", "coherence_loss", "fit_motion",
            "flow_magnitude_mask", "motion_basis", "motion_flow"]

@@ -1,7 +1,8 @@
-"""Motion models: polynomial flow fitted to each mask in closed form, plainly or robustly.
+"""Motion models: polynomial flow fitted to each mask in closed form, plainly or robustly, and the loss that they make.
 
 A smooth surface that moves rigidly has a flow close to a polynomial of low degree in the pixel's coordinates; the
-flow inside a good mask is therefore explained by a few parameters (Meunier et al., 2022, section 3.2).
+flow inside a good mask is therefore explained by a few parameters (Meunier et al., 2022, section 3.2). How badly it is
+explained is a loss for masks that needs no annotation.
 """
 
 import torch
@@ -13,6 +14,9 @@ EXPONENTS = {"affine": ((0, 0), (1, 0), (0, 1)),
              "quadratic": ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))}  # of x and of y
 
 SMALLEST_RESIDUAL = 1e-3  # pixels: where the weight 1 / |r| of the l1 and l2 distances stops growing
+ROUNDING = 0.1  # pixels: below, the Charbonnier distance is about a parabola
+UNKNOWN_FLOW = 1e9  # pixels: files mark unknown flow by values from here on
+DISTANCES = ("l1", "l2", "squared", "charbonnier")
 
 
 def motion_basis(height: int, width: int, model: str = "quadratic", device: torch.device | str | None = None,
@@ -53,7 +57,8 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
         weights: (B, L, H, W) non-negative, such as soft masks.
         model: "affine" or "quadratic".
         fit: "ls" or "irls".
-        distance: "l1" (|du| + |dv|) or "l2" (length); what ``"irls"`` minimises, without meaning for ``"ls"``.
+        distance: "l1" (|du| + |dv|), "l2" (length), "charbonnier" or "squared"; what ``"irls"`` minimises, without
+            meaning for ``"ls"``.
         n_iters: rounds of reweighting.
 
     Returns:
@@ -68,8 +73,7 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
                          f"got {tuple(weights.shape)}")
     if fit not in ("ls", "irls"):
         raise ValueError(f"fit must be 'ls' or 'irls', got {fit!r}")
-    if distance not in ("l1", "l2"):
-        raise ValueError(f"distance must be 'l1' or 'l2', got {distance!r}")
+    _check_distance(distance)
     basis = motion_basis(*flow.shape[-2:], model, flow.device).flatten(1)   # (F, N)
     vectors, masks = flow.double().flatten(2), weights.double().flatten(2)[:, :, None]
     theta = _least_squares(basis, vectors, masks)
@@ -130,11 +134,79 @@ def camera_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_
     return _evaluate(theta, basis.flatten(1)).reshape(flow.shape).to(flow.dtype)
 
 
+def coherence_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", distance: str = "l1", fit: str = "ls",
+                   n_iters: int = 3, normalised: bool = False, entropy: float = 0.0,
+                   known: Tensor | None = None) -> Tensor:
+    """How badly the flow inside each mask is explained by one parametric motion per mask (equations 6 to 9).
+
+    The mean over the pixels of sum_l m_l(p) d(f_l(p), flow(p)), with the motions f_l fitted to the masks. As in the
+    paper their parameters count as constant: gradients reach the masks alone.
+
+    Args:
+        masks: (B, L, H, W) in [0, 1], summing to one over L.
+        flow: (B, 2, H, W) in pixels.
+        model, fit, n_iters: see :func:`fit_motion`; three rounds of reweighting the quadratic model reach below what
+            twenty steps of L-BFGS do.
+        distance: "l1" (|du| + |dv|), "l2" (length), "squared" (its square) or "charbonnier".
+        normalised: divide by the flow's own mean distance from zero, so that fast clips do not count more; a frame
+            that does not move at all counts as it is.
+        entropy: weight of the masks' mean entropy in nats, which leads to clear decisions.
+        known: (B, H, W) bool, where the flow is known; everywhere if None. Elsewhere it may be anything.
+
+    Returns:
+        (B,) in pixels (square pixels for "squared", no unit if normalised).
+
+    Raises:
+        ValueError: sizes that differ, masks that do not sum to one, flow that is unknown where it should be known, an
+            unknown model, fit or distance.
+    """
+    check_masks(masks, flow[:, None, 0])
+    if known is not None:
+        flow = flow.where(known[:, None], 0)
+    weights = masks if known is None else masks * known[:, None]
+    with torch.no_grad():
+        theta = fit_motion(flow, weights, model, fit, distance, n_iters)
+        distances = flow_distance(motion_flow(theta, *flow.shape[-2:], model) - flow[:, None], distance)
+        count = distances[0, 0].numel() if known is None else known.flatten(1).sum(1).clamp(min=1)
+        scale = flow_distance(flow, distance).flatten(1).sum(1) / count if normalised else flow.new_ones(())
+    loss = (weights * distances).flatten(1).sum(1) / count / scale.where(scale > SMALLEST_RESIDUAL, 1)
+    return loss + entropy * mask_entropy(masks).flatten(1).mean(1) if entropy else loss
+
+
+def flow_distance(residual: Tensor, distance: str) -> Tensor:
+    """(..., 2, H, W) differences of flow to (..., H, W) distances; see :func:`coherence_loss`."""
+    _check_distance(distance)
+    if distance == "l1":
+        return residual.abs().sum(-3)
+    if distance == "l2":
+        return residual.norm(dim=-3)
+    square = residual.square().sum(-3)
+    return square if distance == "squared" else (square + ROUNDING ** 2).sqrt() - ROUNDING
+
+
+def mask_entropy(masks: Tensor) -> Tensor:
+    """The entropy in nats of each pixel of masks (B, L, ...): (B, ...), from 0 (decided) to ln L."""
+    return -(masks * masks.clamp(min=1e-4).log()).sum(1)
+
+
+def check_masks(masks: Tensor, field: Tensor) -> None:
+    """Refuse masks (B, L, ...) that are not of the size of ``field`` (B, 1, ...) or do not sum to one over L."""
+    if masks.ndim != field.ndim or masks[:, :1].shape != field.shape:
+        raise ValueError(f"masks must be (B, L, ...) of the flow's size {tuple(field.shape)}, got {tuple(masks.shape)}")
+    if not (masks.detach().sum(1) - 1).abs().max() < 1e-3:
+        raise ValueError("masks must sum to one over the layers, as a softmax does")
+
+
+def _check_distance(distance: str) -> None:
+    if distance not in DISTANCES:
+        raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
+
+
 def _check_flow(flow: Tensor) -> None:
     if flow.ndim != 4 or flow.shape[1] != 2 or 0 in flow.shape:
         raise ValueError(f"flow must be (B, 2, H, W), got {tuple(flow.shape)}")
-    if not flow.isfinite().all():
-        raise ValueError("flow must be finite: give unknown flow a value and no weight")
+    if not (flow.abs() < UNKNOWN_FLOW).all():
+        raise ValueError("flow must be known, that is finite and below 1e9: give unknown flow a value and no weight")
 
 
 def _robust_weights(residual: Tensor, distance: str) -> Tensor:
@@ -142,6 +214,10 @@ def _robust_weights(residual: Tensor, distance: str) -> Tensor:
     if distance == "l1":
         return 1 / residual.abs().clamp(min=SMALLEST_RESIDUAL)
     length = residual.norm(dim=2, keepdim=True)
+    if distance == "squared":
+        return torch.ones_like(length)
+    if distance == "charbonnier":
+        return (length.square() + ROUNDING ** 2).rsqrt()
     if distance == "l2":
         return 1 / length.clamp(min=SMALLEST_RESIDUAL)
     # Tukey: for Gaussian noise of deviation sigma in both components the median length is 1.177 sigma, and 4.685 sigma
