@@ -5,7 +5,7 @@ import torch
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
-from diffslic.segmentation.coherence import camera_motion
+from diffslic.segmentation.parametric import camera_motion
 
 SMALLEST_MOTION = 0.1  # pixels: below this flow is noise of the estimator, and the histogram's two modes mean nothing
 
@@ -25,7 +25,7 @@ def flow_magnitude_mask(flow: Tensor) -> Tensor:
 def camera_residual_mask(flow: Tensor, model: str = "quadratic") -> Tensor:
     """Pixels that do not move with the camera.
 
-    The camera's motion is a robustly fitted polynomial (:func:`diffslic.segmentation.coherence.camera_motion`); the
+    The camera's motion is a robustly fitted polynomial (:func:`diffslic.segmentation.parametric.camera_motion`); the
     length of what it leaves of the flow is thresholded by Otsu's method.
 
     Args:

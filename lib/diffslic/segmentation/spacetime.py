@@ -1,0 +1,204 @@
+"""Parametric motion in space and time: polynomial flow whose parameters follow splines, and the loss that it makes.
+
+Between two frames a quadratic flow explains a moving surface (``parametric``). Over many frames its parameters change
+smoothly: each follows a cubic B-spline with a control point every few frames, so that one layer stays one body for as
+long as a clip lasts (Meunier and Bouthemy, 2023, sections 3.2 and 3.3).
+"""
+
+import numpy as np
+import torch
+from scipy.interpolate import BSpline
+from torch import Tensor
+
+from diffslic.segmentation.coherence import check_masks, mask_entropy
+from diffslic.segmentation.parametric import (
+    SMALLEST_RESIDUAL,
+    check_distance,
+    check_flow,
+    flow_distance,
+    motion_basis,
+    normal_equations,
+    robust_weights,
+    solve,
+)
+
+SPACING = 3  # frames between control points, as published
+QUANTILE = 0.99  # flow that changes more than this share of all flow from frame to frame need not keep its mask
+
+
+def spline_basis(n_frames: int, spacing: int = SPACING, published: bool = False) -> Tensor:
+    """How much each control point counts in each frame.
+
+    There are K = floor((T - 2) / spacing) + 2 control points. The default basis is clamped: it sums to one in every
+    frame, so constant and linear courses are representable, and with four points cubic ones. The published one has
+    uniform cubic splines around the K points and none beyond them: its first and last frame sum to 5/6, and nothing
+    there is constant.
+
+    Args:
+        n_frames: T, at least 1.
+        spacing: frames from one control point to the next, about; at least 1.
+
+    Returns:
+        (T, K) float64.
+
+    Raises:
+        ValueError: no frame, or no spacing.
+    """
+    if n_frames < 1 or spacing < 1:
+        raise ValueError(f"a spline needs a frame and a spacing of 1 at least, got {n_frames} and {spacing}")
+    count = (n_frames - 2) // spacing + 2
+    at = np.linspace(0, count - 1, n_frames)
+    if published:
+        distance = np.abs(at[:, None] - np.arange(count))
+        near, far = 2 / 3 - distance ** 2 + distance ** 3 / 2, (2 - distance).clip(0) ** 3 / 6
+        return torch.from_numpy(np.where(distance < 1, near, far))
+    if count == 1:
+        return torch.ones(n_frames, 1, dtype=torch.float64)
+    degree = min(3, count - 1)
+    knots = np.concatenate([np.zeros(degree), np.linspace(0, count - 1, count - degree + 1),
+                            np.full(degree, count - 1.0)])
+    return torch.from_numpy(BSpline.design_matrix(at, knots, degree).toarray())
+
+
+def fit_spacetime(flow: Tensor, weights: Tensor, model: str = "quadratic", spacing: int = SPACING, fit: str = "ls",
+                  distance: str = "l1", n_iters: int = 10, published: bool = False) -> Tensor:
+    """Parameters of the space-time flow that explains each layer best, as :func:`fit_motion` does frame by frame.
+
+    The monomials of a frame do not depend on time and the splines not on the place, so the normal matrix of a layer is
+    sum_t S_tk S_tj M_t with the moments M_t of its frames: small matrices, however many pixels there are. Frames are
+    worked through one by one; nothing of the size of all layers and frames at once is made. No gradient.
+
+    Args:
+        flow: (B, 2, T, H, W) in pixels per frame. weights: (B, L, T, H, W) non-negative, such as soft masks.
+        model: "constant", "affine" or "quadratic". spacing, published: see :func:`spline_basis`.
+        fit, distance, n_iters: see :func:`diffslic.segmentation.fit_motion`; over a clip ten rounds of reweighting
+            reach below what twenty steps of L-BFGS do.
+
+    Returns:
+        (B, L, K, F, 2): of every control point, the factors of the monomials for u and v, float64.
+
+    Raises:
+        ValueError: sizes that differ, unknown flow, an unknown model, fit or distance.
+    """
+    check_flow(flow, "(B, 2, T, H, W)")
+    check_distance(distance)
+    if weights.ndim != 5 or weights[:, 0].shape != flow[:, 0].shape:
+        raise ValueError(f"weights must be (B, L, T, H, W) of the flow's size {tuple(flow.shape)}, "
+                         f"got {tuple(weights.shape)}")
+    if fit not in ("ls", "irls"):
+        raise ValueError(f"fit must be 'ls' or 'irls', got {fit!r}")
+    splines = spline_basis(flow.shape[2], spacing, published).to(flow.device)
+    basis = motion_basis(*flow.shape[-2:], model, flow.device).flatten(1)   # (F, N)
+    theta = None
+    with torch.no_grad():
+        for _ in range(1 + (n_iters if fit == "irls" else 0)):
+            theta = _solved(flow, weights, basis, splines, distance, theta)
+    return theta
+
+
+def spacetime_flow(theta: Tensor, n_frames: int, size: tuple[int, int], model: str = "quadratic",
+                   spacing: int = SPACING, published: bool = False) -> Tensor:
+    """The flow of parameters (B, L, K, F, 2) of :func:`fit_spacetime`: (B, L, 2, T, H, W) in pixels."""
+    splines = spline_basis(n_frames, spacing, published).to(theta)
+    basis = motion_basis(*size, model, theta.device, theta.dtype).flatten(1)
+    if theta.ndim != 5 or theta.shape[2:] != (splines.shape[1], len(basis), 2):
+        raise ValueError(f"theta of {n_frames} frames must be (B, L, {splines.shape[1]}, {len(basis)}, 2), got "
+                         f"{tuple(theta.shape)}")
+    return torch.einsum("tk,blkfc,fn->blctn", splines, theta, basis).unflatten(-1, size)
+
+
+def spacetime_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", spacing: int = SPACING, distance: str = "l1",
+                   fit: str = "ls", n_iters: int = 10, normalised: bool = True, published: bool = False) -> Tensor:
+    """How badly the flow inside each mask is explained by one space-time motion per mask (equation 5).
+
+    The mean over frames and pixels of sum_l m_l d(f_l, flow); the motions count as constant, so that gradients reach
+    the masks alone, and a frame at a time is in memory beside masks and distances.
+
+    Args:
+        masks: (B, L, T, H, W) in [0, 1], summing to one over L.
+        flow: (B, 2, T, H, W) in pixels per frame.
+        model, spacing, fit, n_iters, published: see :func:`fit_spacetime`.
+        distance: see :func:`diffslic.segmentation.coherence_loss`.
+        normalised: divide each frame by its flow's mean distance from zero, as published; a frame that does not move
+            at all counts as it is.
+
+    Returns:
+        (B,) without a unit, or in pixels.
+
+    Raises:
+        ValueError: sizes that differ, masks that do not sum to one, unknown flow, unknown names.
+    """
+    check_masks(masks, flow[:, :1])
+    check_flow(flow, "(B, 2, T, H, W)")
+    scales = torch.ones_like(flow[:, 0, :, 0, 0])                           # (B, T)
+    if normalised:
+        lengths = flow_distance(flow.transpose(1, 2), distance).flatten(2).mean(2)
+        scales = lengths.where(lengths > SMALLEST_RESIDUAL, 1)
+    # Plain least squares as published, on pixels as they are; what the rounds make least is the loss itself.
+    weights = masks.detach() / scales[:, None, :, None, None] if fit == "irls" else masks.detach()
+    theta = fit_spacetime(flow, weights, model, spacing, fit, distance, n_iters, published)
+    splines = spline_basis(flow.shape[2], spacing, published).to(theta)
+    basis = motion_basis(*flow.shape[-2:], model, flow.device).flatten(1)
+    losses = []
+    for t in range(flow.shape[2]):
+        with torch.no_grad():
+            vectors = flow[:, :, t].flatten(2)
+            residual = vectors[:, None] - _frame_flow(theta, splines[t], basis).to(flow.dtype)
+            distances = flow_distance(residual[..., None], distance)[..., 0] / scales[:, t, None, None]  # (B, L, N)
+        losses.append((masks[:, :, t].flatten(2) * distances).sum(1).mean(1))
+    return torch.stack(losses).mean(0)
+
+
+def temporal_consistency(masks: Tensor, flow: Tensor | None = None, quantile: float = QUANTILE) -> Tensor:
+    """How much the masks change from frame to frame, outside places whose flow changes too (Euler-Potts, equation 9).
+
+    The mean over frames and pixels of mean_l |m_l(t + 1) - m_l(t)|, where |u(t + 1) - u(t)| + |v(t + 1) - v(t)| lies
+    below its quantile over the whole clip: a border that passes may take the mask along.
+
+    Args:
+        masks: (B, L, T, H, W). flow: (B, 2, T, H, W) in pixels; None takes all places.
+
+    Returns:
+        (B,) from 0; 0 for a single frame, and, as published, for flow that never changes.
+    """
+    if masks.shape[2] < 2:
+        return masks.new_zeros(len(masks))
+    change = (masks[:, :, 1:] - masks[:, :, :-1]).abs().mean(1)             # (B, T - 1, H, W)
+    if flow is not None:
+        moved = (flow[:, :, 1:] - flow[:, :, :-1]).abs().sum(1)
+        limit = torch.from_numpy(np.quantile(moved.flatten(1).detach().cpu().numpy(), quantile, axis=1)).to(moved)
+        change = change * (moved < limit[:, None, None, None])
+    return change.flatten(1).mean(1)
+
+
+def potts(masks: Tensor) -> Tensor:
+    """Minus the mean over frames and pixels of sum_l m_l(t) m_l(t + 1): (B,) from -1 of masks (B, L, T, H, W)."""
+    if masks.shape[2] < 2:
+        return masks.new_zeros(len(masks))
+    return -(masks[:, :, 1:] * masks[:, :, :-1]).sum(1).flatten(1).mean(1)
+
+
+def entropy(masks: Tensor) -> Tensor:
+    """The mean entropy in nats (B,) of masks (B, L, T, H, W)."""
+    return mask_entropy(masks).flatten(1).mean(1)
+
+
+def _solved(flow: Tensor, weights: Tensor, basis: Tensor, splines: Tensor, distance: str,
+            theta: Tensor | None) -> Tensor:
+    """One weighted least squares fit; with parameters given, weighted by their residuals too."""
+    normal = moments = None
+    for t, spline in enumerate(splines):
+        vectors, masks = flow[:, :, t].flatten(2).double(), weights[:, :, t].flatten(2).double()[:, :, None]
+        if theta is not None:
+            masks = masks * robust_weights(vectors[:, None] - _frame_flow(theta, spline, basis), distance)
+        of_frame, right = normal_equations(basis, vectors, masks)           # (B, L, C, F, F), (B, L, 2, F)
+        of_frame = torch.einsum("k,j,blcfg->blckfjg", spline, spline, of_frame)
+        right = torch.einsum("k,blcf->blckf", spline, right)
+        normal, moments = (of_frame, right) if normal is None else (normal + of_frame, moments + right)
+    solution = solve(normal.flatten(5, 6).flatten(3, 4), moments.flatten(3))
+    return solution.unflatten(-1, (splines.shape[1], len(basis))).permute(0, 1, 3, 4, 2)
+
+
+def _frame_flow(theta: Tensor, spline: Tensor, basis: Tensor) -> Tensor:
+    """(B, L, 2, N) of one frame, from (B, L, K, F, 2), (K,) and (F, N)."""
+    return torch.einsum("k,blkfc->blcf", spline, theta) @ basis
