@@ -102,6 +102,7 @@ def test_sigma_tells_the_error(room, name):
     flow = geometry.flow_from_depth(room.double(), K.double(), MOTIONS[name]).float()
     noisy = flow + 0.5 * torch.randn(flow.shape, generator=chance)
     found = depth.from_flow(noisy, K, MOTIONS[name], noise=0.5, min_parallax=2.0)
+    assert metrics.depth(found.depth, room)["abs_rel"] < {"lateral": 0.048, "forward": 0.066, "rotating": 0.081}[name]
     score = ((found.depth - room) / found.sigma)[found.valid]
     assert 0.9 < score.abs().median() / 0.6745 < 1.1
     each = depth.from_flow(noisy, K, MOTIONS[name], noise=torch.full_like(room, 0.5), min_parallax=2.0)
@@ -118,6 +119,37 @@ def test_noise_is_estimated_from_what_should_be_zero():
         assert found.shape == (1, 1, 96, 128) and 0.85 < (found.square() - 0.01).mean().sqrt() / sigma < 1.1
     for field, motion in ((flow, pose), (torch.zeros_like(flow), torch.eye(4))):  # no line to be beside: the gap alone
         assert torch.allclose(depth.estimate_noise(field, -field, camera, motion), torch.tensor(0.1), atol=1e-4)
+    back = -flow
+    flow[0, 0, 40, 50] = torch.nan
+    found = depth.estimate_noise(flow, back, camera, pose)
+    assert found.isnan().sum() == 1 and found.nan_to_num(0.1).max() < 0.11
+    assert depth.from_flow(flow, camera, pose, noise=found).valid.any()
+    with pytest.raises(ValueError, match="an odd window"):
+        depth.estimate_noise(flow, -flow, camera, pose, window=4)
+
+
+def test_gradients_pass_by_what_has_no_depth(room):
+    pose = MOTIONS["rotating"]
+    flow = geometry.flow_from_depth(room, K, pose.float())
+    infinity = geometry.flow_from_depth(torch.full_like(room, 1e9), K, pose.float())
+    flow[..., 100:110, 100:110] = infinity[..., 100:110, 100:110]           # no parallax
+    flow[..., 200, 200] = torch.nan
+    flow[..., 300, 300] += 1e6
+    flow = flow.requires_grad_()
+    found = depth.from_flow(flow, K, pose, noise=torch.full_like(room, 0.5))
+    assert 0.5 < found.valid.float().mean() < 1 and found.sigma[found.valid].isfinite().all()
+    (found.depth[found.valid].sum() + found.sigma[found.valid].sum()).backward()
+    assert flow.grad.isfinite().all() and (flow.grad[found.valid.expand_as(flow)] != 0).any()
+    # Beside the gradient, a difference: one pixel's depth over one component of its flow.
+    y, x = found.valid[0, 0].nonzero()[1000].tolist()
+    lone = flow.detach().double().nan_to_num()
+    moved = [lone.clone() for _ in range(2)]
+    for sign, field in zip((1, -1), moved):
+        field[0, 0, y, x] += sign * 1e-4
+    ends = [depth.from_flow(field, K, pose).depth[0, 0, y, x] for field in moved]
+    lone.requires_grad_()
+    depth.from_flow(lone, K, pose).depth[0, 0, y, x].backward()
+    assert float(lone.grad[0, 0, y, x]) == pytest.approx(float(ends[0] - ends[1]) / 2e-4, rel=1e-3)
 
 
 def test_without_parallax_there_is_no_depth(room):
@@ -157,14 +189,35 @@ def test_pairs_of_a_batch_are_independent(room):
             assert torch.equal(a[0].nan_to_num(), b[i].nan_to_num())
 
 
+CAMERA = torch.tensor([[8., 0, 4], [0, 8, 4], [0, 0, 1]])
+
+
+def test_a_crop_may_lie_off_the_centre(room):
+    pose = MOTIONS["rotating"]
+    flow = geometry.flow_from_depth(room, K, pose.float())[..., :100, :120]
+    camera = geometry.crop_intrinsics(K, 0, 0)
+    with pytest.raises(ValueError, match="off_centre=True"):
+        depth.from_flow(flow, camera, pose)
+    found = depth.from_flow(flow, camera, pose, off_centre=True, only_inside=False)
+    assert metrics.depth(found.depth, room[..., :100, :120])["abs_rel"] < 1e-4
+
+
 @pytest.mark.parametrize(("change", "reason"), [
     ({"flow": torch.zeros(1, 3, 8, 8)}, r"\(B, 2, H, W\)"), ({"intrinsics": torch.eye(4)}, r"intrinsics \(3, 3\)"),
     ({"pose": torch.eye(4).expand(3, 4, 4)}, r"a pose \(4, 4\)"), ({"intrinsics": K}, "do not fit an image"),
-    ({"intrinsics": -torch.eye(3)}, "do not fit"), ({"pose": 2 * torch.eye(4)}, "not rigid"),
-    ({"pose": torch.full((4, 4), torch.nan)}, "not rigid"), ({"noise": 0.0}, "above 0"),
-    ({"min_parallax": 0.0}, "above 0"), ({"noise": torch.zeros(1, 1, 8, 8)}, "above 0")])
+    ({"intrinsics": CAMERA * torch.tensor([-1, 1, 1])}, "do not fit"), ({"pose": 2 * torch.eye(4)}, "not rigid"),
+    ({"intrinsics": CAMERA * torch.tensor([[2], [2], [1]])}, "do not fit"),  # those of twice the size
+    ({"intrinsics": 2 * CAMERA}, "transposed, scaled or skew"), ({"intrinsics": CAMERA.T}, "transposed"),
+    ({"intrinsics": CAMERA + torch.tensor([[0, 0.1, 0], [0, 0, 0], [0, 0, 0]])}, "skew"),
+    ({"pose": torch.full((4, 4), torch.nan)}, "not rigid"), ({"pose": torch.eye(4).flip(0)}, "not rigid"),
+    ({"pose": torch.diag(torch.tensor([-1.0, 1, 1, 1]))}, "not rigid"),
+    ({"pose": torch.diag(torch.tensor([1.0, 1, 1, 2]))}, "not rigid"), ({"noise": 0.0}, "above 0"),
+    ({"min_parallax": 0.0}, "above 0"), ({"min_parallax": float("nan")}, "above 0"),
+    ({"nearest": 3.0, "farthest": 2.0}, "nearest below farthest"), ({"noise": torch.zeros(1, 1, 8, 8)}, "got 0.0"),
+    ({"noise": torch.ones(1, 1, 4, 4)}, r"a number or \(1, 1, 8, 8\)"), ({"noise": float("nan")}, "above 0"),
+    ({"hidden": torch.zeros(1, 4, 4, dtype=torch.bool)}, r"hidden must be \(1, 8, 8\)")])
 def test_bad_input_is_named(change, reason):
-    arguments = {"flow": torch.zeros(1, 2, 8, 8), "intrinsics": torch.tensor([[8., 0, 4], [0, 8, 4], [0, 0, 1]]),
+    arguments = {"flow": torch.zeros(1, 2, 8, 8), "intrinsics": CAMERA,
                  "pose": torch.eye(4)} | change
     pair = [arguments.pop(name) for name in ("flow", "intrinsics", "pose")]
     with pytest.raises(ValueError, match=reason):
@@ -197,6 +250,12 @@ def test_fusion_is_better_than_either_pair(room):
     assert errors[2] < 0.9 * min(errors[:2])
     assert torch.equal(fused.valid, pairs[0].valid | pairs[1].valid)
     assert (fused.sigma / fused.depth)[both].mean() < min((p.sigma / p.depth)[both].mean() for p in pairs)
+    # Pairs that contradict each other are less sure; where none has a depth the line may yet be told from the match.
+    far = pairs[0]._replace(depth=2 * pairs[0].depth, sigma=2 * pairs[0].sigma)
+    apart, together = (depth.fuse([pairs[0], other]) for other in (far, pairs[0]))
+    assert ((apart.sigma / apart.depth)[pairs[0].valid] > 2 * (together.sigma / together.depth)[pairs[0].valid]
+            ).float().mean() > 0.9
+    assert torch.equal(fused.residual.isfinite(), pairs[0].residual.isfinite() | pairs[1].residual.isfinite())
     alone = depth.fuse(pairs[:1])
     for a, b in zip(alone, pairs[0]):
         valid = pairs[0].valid
@@ -233,6 +292,59 @@ def test_a_plane_per_superpixel(wall, model):
     assert torch.equal(smooth.depth.isfinite(), smooth.valid) and (smooth.sigma[smooth.valid] > 0).all()
     smooth.depth[smooth.valid].sum().backward()
     assert noisy.grad.isfinite().all() and noisy.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("count", [12, 48])
+@pytest.mark.parametrize("correlated", [1, 16])
+def test_the_sigma_of_planes_tells_their_error(wall, count, correlated):
+    flow, truth, camera, _ = wall
+    side, superpixels, scores = int(correlated ** 0.5), squares(96, 128, count), []
+    for seed in range(6):
+        noise = torch.randn(1, 2, 96 // side, 128 // side, generator=torch.Generator().manual_seed(seed))
+        noise = 0.3 * noise.repeat_interleave(side, -1).repeat_interleave(side, -2)  # one error for so many pixels
+        smooth = depth.by_superpixels(depth.from_flow(flow + noise, camera, MOTIONS["lateral"], noise=0.3),
+                                      superpixels, correlated=correlated)
+        scores.append(((smooth.depth - truth) / smooth.sigma)[smooth.valid])
+    assert 0.6 < torch.cat(scores).square().mean().sqrt() < 1.4
+
+
+def test_planes_of_all_kinds_of_superpixels(wall):
+    flow, truth, camera, superpixels = wall
+    estimate = depth.from_flow(flow, camera, MOTIONS["lateral"])
+    each = squares(96, 128, 96 * 128)
+    tiny = depth.by_superpixels(estimate, each, "constant")
+    assert (tiny.sigma[tiny.valid] > 0).all() and depth.fuse([tiny, estimate]).depth[tiny.valid].isfinite().all()
+    # However unsure a superpixel is beside the others, it gets its own depth or none.
+    unsure = torch.where(superpixels.labels[:, None] == 7, 1e5, 1.0)
+    for model in ("constant", "affine"):
+        found = depth.by_superpixels(estimate._replace(sigma=1e-3 * unsure * estimate.depth), superpixels, model)
+        assert not (found.valid & (unsure > 1)).any()
+        found = depth.by_superpixels(estimate._replace(sigma=1e-7 * unsure * estimate.depth), superpixels, model)
+        error = ((found.depth - truth) / truth).abs()
+        assert found.valid[unsure > 1].float().mean() > 0.5 and error[found.valid & (unsure > 1)].max() < 0.2
+
+
+def test_what_the_second_frame_hides():
+    clip = datasets.open("scenes", preset="static", n_clips=1, n_frames=8, size=(120, 160), seed=600_011)[0]
+    motion = geometry.second_from_first(clip.camera_to_world(0), clip.camera_to_world(1))
+    found = depth.hidden_by_depth(clip.depth(0)[None], clip.depth(1)[None], clip.intrinsics, motion)[0]
+    truth = clip.occlusion(0)
+    assert (found & truth).sum() > 0.8 * truth.sum() and (found & ~truth).float().mean() < 0.005
+    unknown = clip.depth(0)[None].clone()
+    unknown[..., 50, 60] = torch.nan
+    assert depth.hidden_by_depth(unknown, clip.depth(1)[None], clip.intrinsics, motion)[0, 50, 60]
+    flow = geometry.flow_from_depth(unknown, clip.intrinsics, motion)
+    assert flow[0, :, 50, 60].isnan().all() and flow.isnan().sum() == 2
+
+
+def test_a_sky_has_no_depth_and_behind_the_camera_there_is_no_flow(room):
+    sky = room.clone()
+    sky[..., :200, :] = 1e4
+    flow = geometry.flow_from_depth(sky, K, MOTIONS["lateral"].float())
+    found = depth.from_flow(flow, K, MOTIONS["lateral"])
+    assert not found.valid[..., :200, :].any() and found.valid[..., 300:, :].any()
+    back = geometry.flow_from_depth(torch.full((1, 1, 480, 640), 0.3), K, MOTIONS["forward"].float())
+    assert back.isnan().all() and not depth.from_flow(back, K, MOTIONS["forward"]).valid.any()
 
 
 def test_a_superpixel_with_few_depths_has_none(wall):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffslic import geometry, piecewise
@@ -58,7 +59,7 @@ class _Views(NamedTuple):
 
 def from_flow(flow: Tensor, intrinsics: Tensor, second_from_first: Tensor, *, noise: float | Tensor = 0.5,
               min_parallax: float = 1.0, nearest: float = 0.01, farthest: float = float("inf"),
-              only_inside: bool = True, hidden: Tensor | None = None) -> DepthEstimate:
+              only_inside: bool = True, hidden: Tensor | None = None, off_centre: bool = False) -> DepthEstimate:
     """Depth of a still world from flow and the camera's motion, exact for any rotation.
 
     Linear least squares, then Gauss and Newton's steps on the distance in pixels between the flow's end and pi(rho),
@@ -67,19 +68,21 @@ def from_flow(flow: Tensor, intrinsics: Tensor, second_from_first: Tensor, *, no
         sigma_Z = Z (noise / P) Z2 / (Z (R p)_z)
 
     with the parallax P and the depth Z2 in the second camera; here with the slope of pi at the solution, which is the
-    same.
+    same. Gradients are those of the last step.
 
     Args:
         flow: (B, 2, H, W) in pixels, first frame to second; not finite where unknown.
         intrinsics: (3, 3) or (B, 3, 3), of both frames.
         second_from_first: (4, 4) or (B, 4, 4), from the first camera's axes to the second's; metres.
-        noise: standard deviation of each component of the flow, in pixels; (B, 1, H, W) where it differs.
+        noise: standard deviation of each component of the flow, in pixels; (B, 1, H, W) where it differs, such as
+            :func:`estimate_noise`.
         min_parallax: in pixels; below it there is no depth.
         nearest, farthest: in metres; what lies outside is no depth. A camera that all but stands still makes errors of
             the flow look like parallax of things before its lens.
         only_inside: no depth where the flow leaves the frame: there an estimated flow is a guess, a true one is not.
         hidden: (B, H, W) bool, pixels that the second frame does not show, such as those of
             :func:`diffslic.flow.occlusion`.
+        off_centre: accept intrinsics whose principal point lies far from the image's middle, as those of a crop do.
 
     Returns:
         Depth, sigma, parallax, residual and validity, in the flow's precision. Valid is what has parallax, lies in
@@ -87,38 +90,40 @@ def from_flow(flow: Tensor, intrinsics: Tensor, second_from_first: Tensor, *, no
         than its sigma.
 
     Raises:
-        ValueError: wrong shapes, a camera that does not fit the image, a pose that is not rigid, noise or parallax
-            that is not positive.
+        ValueError: wrong shapes, a camera that does not fit the image, a pose that is not rigid, noise, parallax or a
+            range that is not positive.
     """
-    views = _views(flow, intrinsics, second_from_first)
-    if not torch.as_tensor(noise > 0).all() or min_parallax <= 0:
-        raise ValueError(f"noise and min_parallax must be above 0 pixels, got {noise} and {min_parallax}")
-    parallax, residual = _parallax(views), _residual(views)
-    start = 1 / _linear(views)
-    maybe = (parallax >= min_parallax) & (views.far[:, 2:] > 0) & (start > 0) & start.isfinite()
+    views = _views(flow, intrinsics, second_from_first, off_centre)
+    shape = flow[:, :1].shape
     matched = flow.isfinite().all(1)
     if only_inside:
         matched = matched & geometry.lands_inside(flow)
     if hidden is not None:
-        matched = matched & ~hidden
-    maybe &= matched.flatten(1)[:, None]
-    part = views.at(maybe[:, 0])
-    rho, settled = _refine(part, start[maybe][None, None])
-    _, slope, z = part.images(rho)
-    if isinstance(noise, Tensor):
-        noise = noise.double().flatten(2).expand_as(maybe)[maybe]
-    depth = 1 / rho
-    sigma = noise / slope.norm(dim=1, keepdim=True) * depth.square()
-    good = settled & (rho > 0) & (z > 0) & (depth >= nearest) & (depth <= farthest) & (sigma < depth)
+        if hidden.shape != matched.shape:
+            raise ValueError(f"hidden must be {tuple(matched.shape)}, got {tuple(hidden.shape)}")
+        matched = matched & ~hidden.to(flow.device)
+    if not 0 < min_parallax < float("inf") or not 0 <= nearest < farthest:
+        raise ValueError(f"min_parallax must be above 0 pixels, and nearest below farthest, got {min_parallax}, "
+                         f"{nearest} and {farthest}")
+    spread = _noise(noise, matched[:, None]).flatten(2)
+    parallax, residual = _parallax(views), _residual(views)
+    with torch.no_grad():
+        maybe = matched.flatten(1) & (parallax >= min_parallax)[:, 0] & (views.far[:, 2] > 0)
+        part = views.at(maybe)
+        rho, settled = _refine(part, 1 / _linear(part))
+        _, slope, z = part.images(rho)
+        sigma = spread[:, 0][maybe] / slope.norm(dim=1, keepdim=True)       # of rho: its share is that of the depth
+        good = settled & (rho > sigma) & (z > 0) & (1 / rho >= nearest) & (1 / rho <= farthest)
+        valid = torch.zeros_like(maybe).masked_scatter(maybe, good)
+        rho, sigma = rho[good], sigma[good]
+    part = views.at(valid)
+    depth = 1 / (rho + _step(part, rho[None, None])[0, 0])
 
-    def spread(values: Tensor) -> Tensor:
-        whole = torch.full_like(parallax, torch.nan)
-        return whole.masked_scatter(maybe, values.where(good, torch.nan))
+    def whole(values: Tensor) -> Tensor:
+        return torch.full_like(parallax[:, 0], torch.nan).masked_scatter(valid, values).reshape(shape).to(flow.dtype)
 
-    shape = flow[:, :1].shape
-    depth, sigma, parallax, residual = (x.reshape(shape).to(flow.dtype)
-                                        for x in (spread(depth), spread(sigma), parallax, residual))
-    return DepthEstimate(depth, sigma, parallax, residual, depth.isfinite())
+    return DepthEstimate(whole(depth), whole(sigma * depth.square()), parallax.reshape(shape).to(flow.dtype),
+                         residual.reshape(shape).to(flow.dtype), valid.reshape(shape))
 
 
 def estimate_noise(flow: Tensor, backward: Tensor, intrinsics: Tensor, second_from_first: Tensor,
@@ -130,19 +135,27 @@ def estimate_noise(flow: Tensor, backward: Tensor, intrinsics: Tensor, second_fr
     since a single one may be small by chance. The variance is the mean of both, and of ``least``^2 at least.
 
     Args:
-        flow, backward: (B, 2, H, W) in pixels, first frame to second and back.
+        flow, backward: (B, 2, H, W) in pixels, first frame to second and back; not finite where unknown.
         intrinsics, second_from_first: see :func:`from_flow`.
         least: in pixels. window: side in pixels, odd.
 
     Returns:
-        (B, 1, H, W) in pixels, for :func:`from_flow`'s ``noise``; large too where a body moves by itself.
+        (B, 1, H, W) in pixels, for :func:`from_flow`'s ``noise``; large too where a body moves by itself, NaN where
+        the flow there or back is unknown.
+
+    Raises:
+        ValueError: a window that is not odd, and what :func:`from_flow` says of shapes, camera and pose.
     """
-    views = _views(flow, intrinsics, second_from_first)
-    gap = (flow + geometry.warp(backward, flow, padding="border")).square().sum(1, keepdim=True)
+    if window < 1 or window % 2 == 0 or not least > 0 or backward.shape != flow.shape:
+        raise ValueError(f"expected an odd window, least above 0 and two flows of one size, got {window}, {least}, "
+                         f"{tuple(flow.shape)} and {tuple(backward.shape)}")
+    views = _views(flow, intrinsics, second_from_first, off_centre=True)
+    gap = (flow + geometry.warp(backward, flow.nan_to_num(), padding="border")).square().sum(1, keepdim=True)
+    known = gap.isfinite()
     beside = _residual(views).square().reshape(gap.shape).to(flow.dtype)
-    beside = torch.nn.functional.avg_pool2d(beside.where(beside.isfinite(), gap / 4), window, 1, window // 2,
-                                            count_include_pad=False)
-    return (least ** 2 + gap / 8 + beside / 2).sqrt()
+    beside = beside.where(beside.isfinite(), gap / 4).where(known, 0)       # without a line the gap alone tells
+    share, beside = (F.avg_pool2d(x, window, 1, window // 2) for x in (known.to(flow.dtype), beside))
+    return (least ** 2 + gap / 8 + beside / (2 * share.clamp(min=1e-6))).sqrt().where(known, torch.nan)
 
 
 def linear_depth(flow: Tensor, intrinsics: Tensor, second_from_first: Tensor) -> Tensor:
@@ -151,61 +164,78 @@ def linear_depth(flow: Tensor, intrinsics: Tensor, second_from_first: Tensor) ->
     With a = (R p)_xy - q (R p)_z and b = t_xy - q t_z: Z = - a.b / a.a. Where the parallax is noise it may be anything,
     negative too: :func:`from_flow` starts from it and says where it holds. Arguments and errors are its own.
     """
-    return _linear(_views(flow, intrinsics, second_from_first)).reshape(flow[:, :1].shape).to(flow.dtype)
+    return _linear(_views(flow, intrinsics, second_from_first, False)).reshape(flow[:, :1].shape).to(flow.dtype)
 
 
 def fuse(estimates: Sequence[DepthEstimate]) -> DepthEstimate:
     """One estimate from several of the same frame, such as those towards several others.
 
-    Means of the inverse depth, weighted by its inverse variance, of the pairs that are valid there; parallaxes add as
-    independent measurements do.
+    Means of the inverse depth, weighted by its inverse variance, of the pairs that are valid there. Pairs that
+    contradict each other by more than their sigmas allow make the sigma of the mean larger by as much (Birge's
+    ratio); beyond that their errors count as independent. Parallaxes add as independent measurements do.
 
     Raises:
         ValueError: no estimates, or of several sizes.
     """
     if not estimates or len({estimate.depth.shape for estimate in estimates}) > 1:
         raise ValueError(f"expected estimates of one frame, got sizes {[tuple(e.depth.shape) for e in estimates]}")
-    valid = torch.stack([estimate.valid for estimate in estimates])  # (pairs, B, 1, H, W)
     depth, sigma, parallax, residual = (torch.stack([estimate[i] for estimate in estimates]) for i in range(4))
-    rho = (1 / depth).where(valid, 0)
-    weight = (depth.square() / sigma).square().where(valid, 0)  # sigma of rho is sigma_Z / Z^2
-    total = weight.sum(0)
-    seen = valid.any(0)
-    depth = (total / (weight * rho).sum(0)).where(seen, torch.nan)
-    share = weight / total.clamp(min=torch.finfo(total.dtype).tiny)
-    return DepthEstimate(depth, (depth.square() * total.rsqrt()).where(seen, torch.nan),
-                         parallax.square().where(valid, 0).sum(0).sqrt(),
-                         (share * residual.nan_to_num()).sum(0).where(seen, torch.nan), seen)
+    valid = torch.stack([estimate.valid & (estimate.sigma > 0) for estimate in estimates])  # (pairs, B, 1, H, W)
+    count, seen = valid.sum(0), valid.any(0)
+    rho = (1 / depth.where(valid, 1)).where(valid, 0)
+    weight = (depth.square() / sigma).where(valid, 0).square()              # sigma of rho is sigma_Z / Z^2
+    total = weight.sum(0).where(seen, 1)
+    mean = (weight * rho).sum(0) / total
+    disagreement = (weight * (rho - mean).square()).sum(0) / (count - 1).clamp(min=1)
+    fused = (1 / mean.where(seen, 1)).where(seen, torch.nan)
+    # Where no pair has a depth the lines may yet tell that something moves.
+    lined = residual.isfinite()
+    share = torch.where(seen, weight, lined.to(weight.dtype)) * lined
+    beside = (share * residual.where(lined, 0)).sum(0) / share.sum(0)
+    return DepthEstimate(fused, fused.square() * (disagreement.clamp(min=1) / total).sqrt(),
+                         parallax.square().where(valid, 0).sum(0).sqrt(), beside, seen)
 
 
 def by_superpixels(estimate: DepthEstimate, superpixels: piecewise.Superpixels, model: str = "affine",
-                   n_iters: int = 3, min_share: float = 0.25) -> DepthEstimate:
+                   n_iters: int = 3, min_share: float = 0.25, correlated: float = 64.0) -> DepthEstimate:
     """Depth as one surface per superpixel: a plane, whose inverse depth is affine in the image, or one at right angles.
 
     Robust, weighted by the inverse variance of the inverse depth, differentiable in the estimate and in the
-    superpixels. Pixels without a depth of their own get that of their superpixel.
+    superpixels. Pixels without a depth of their own get that of their superpixel. It pays where the flow is off by
+    about a tenth of a pixel or more; a better flow knows more than planes do (``benchmarks/depth.py``, fourth table).
 
     Args:
         estimate: of the frame that the superpixels are of.
         model: "affine" (any plane) or "constant" (one depth).
         n_iters: see :func:`diffslic.piecewise.fit`.
         min_share: of a superpixel's pixels that must be valid; one with less has no depth.
+        correlated: how many neighbouring pixels share one error of the flow: the 8 x 8 of RAFT's cells. 1 for noise
+            that is independent from pixel to pixel.
 
     Returns:
-        The fitted depth, with the spread of the superpixel's inverse depths around its plane as its sigma.
+        The fitted depth. Its variance is that of the fit, of 1 or 3 numbers to so many errors of the inputs' own size,
+        larger by as much as the pixels lie further from the plane than their sigmas allow. A superpixel counts as
+        having the mean number of pixels.
+
+    Raises:
+        ValueError: another model, no fit.
     """
-    rho = (1 / estimate.depth).where(estimate.valid, 0)
-    sigma = (estimate.sigma / estimate.depth.square()).where(estimate.valid, 1)
-    typical = sigma[estimate.valid].median() if estimate.valid.any() else torch.ones_like(sigma.flatten()[0])
-    weight = (typical / sigma).square().where(estimate.valid, 0)
+    valid = estimate.valid
+    rho = (1 / estimate.depth.where(valid, 1)).where(valid, 0)
+    sigma = (estimate.sigma / estimate.depth.square()).where(valid, 1)
+    typical = sigma[valid].median().detach() if valid.any() else sigma.new_ones(())
+    weight = (typical / sigma).square().where(valid, 0)
     fitted = piecewise.fit(rho, superpixels, model, n_iters, weight, sigma)
-    miss = (rho - fitted).square()
-    pooled = superpixels.pool(torch.cat([estimate.valid.to(rho.dtype), weight, weight * miss], dim=1))
-    share, spread = superpixels.unpool(torch.cat(
-        [pooled[..., :1], pooled[..., 2:] / pooled[..., 1:2].clamp(min=piecewise.SMALLEST)], dim=-1)).split(1, dim=1)
-    valid = (share >= min_share) & (fitted > 0)
-    depth = (1 / fitted).where(valid, torch.nan)
-    return estimate._replace(depth=depth, sigma=depth.square() * spread.clamp(min=0).sqrt(), valid=valid)
+    misses = ((rho - fitted) / sigma).square().where(valid, 0)
+    pooled = superpixels.pool(torch.cat([valid.to(rho.dtype), weight, misses], dim=1))
+    share, certainty, misses = superpixels.unpool(pooled).split(1, dim=1)
+    area = valid[0].numel() / pooled.shape[1]
+    errors = (share * area / correlated).clamp(min=1)                       # that are independent
+    variance = typical.square() * share / certainty.clamp(min=piecewise.SMALLEST)   # of a pixel, in the mean
+    variance = variance * (misses / share.clamp(min=1e-6)).clamp(min=1) * (3 if model == "affine" else 1) / errors
+    good = (share >= min_share) & (fitted > 0) & (variance < fitted.square())
+    depth = (1 / fitted.where(good, 1)).where(good, torch.nan)
+    return estimate._replace(depth=depth, sigma=depth.square() * variance.clamp(min=0).sqrt(), valid=good)
 
 
 def pooled_residual(estimate: DepthEstimate, superpixels: piecewise.Superpixels) -> Tensor:
@@ -262,7 +292,18 @@ def epipolar_places(pixel: tuple[int, int], depths: Tensor, intrinsics: Tensor, 
 # ---------------------------------------------------------------- the geometry of two views
 
 
-def _views(flow: Tensor, intrinsics: Tensor, second_from_first: Tensor) -> _Views:
+def _noise(noise: float | Tensor, matched: Tensor) -> Tensor:
+    """(B, 1, H, W) float64, once it is known to be positive where flow is matched (B, 1, H, W)."""
+    spread = torch.as_tensor(noise, dtype=torch.float64).to(matched.device)
+    if spread.ndim and spread.shape != matched.shape:
+        raise ValueError(f"noise must be a number or {tuple(matched.shape)}, got {tuple(spread.shape)}")
+    spread = spread.expand(matched.shape)
+    if not (spread[matched] > 0).all():
+        raise ValueError(f"noise must be above 0 pixels, got {float(spread[matched].min())}")
+    return spread
+
+
+def _views(flow: Tensor, intrinsics: Tensor, second_from_first: Tensor, off_centre: bool) -> _Views:
     if flow.ndim != 4 or flow.shape[1] != 2:
         raise ValueError(f"flow must be (B, 2, H, W), got {tuple(flow.shape)}")
     batch, _, height, width = flow.shape
@@ -271,23 +312,35 @@ def _views(flow: Tensor, intrinsics: Tensor, second_from_first: Tensor) -> _View
         raise ValueError(f"expected intrinsics (3, 3) and a pose (4, 4), or {batch} of each, got "
                          f"{tuple(intrinsics.shape)} and {tuple(second_from_first.shape)}")
     camera, pose = camera.expand(batch, 3, 3), pose.expand(batch, 4, 4)
-    _check_camera(camera, height, width)
-    rotation, step = pose[:, :3, :3], pose[:, :3, 3:]
-    if not (rotation @ rotation.mT - torch.eye(3).to(pose)).abs().max() < 1e-3 or not pose.isfinite().all():
-        raise ValueError("the pose is not rigid: its rotation is no rotation, or it is not finite")
+    _check_camera(camera, height, width, off_centre)
+    _check_pose(pose)
     grid = geometry.pixel_grid(height, width, flow.device, torch.float64)
     pixels = torch.cat([grid, torch.ones_like(grid[:1])]).flatten(1)  # (3, N)
     ends = torch.cat([grid + flow.double(), torch.ones_like(grid[:1]).expand(batch, -1, -1, -1)], dim=1).flatten(2)
     seen = torch.linalg.solve(camera, ends)[:, :2]
-    return _Views(rotation @ torch.linalg.solve(camera, pixels), step, seen,
+    return _Views(pose[:, :3, :3] @ torch.linalg.solve(camera, pixels), pose[:, :3, 3:], seen,
                   torch.stack([camera[:, 0, 0], camera[:, 1, 1]], dim=1)[..., None])
 
 
-def _check_camera(camera: Tensor, height: int, width: int) -> None:
+def _check_camera(camera: Tensor, height: int, width: int, off_centre: bool) -> None:
+    zero = torch.stack([camera[:, 0, 1], camera[:, 1, 0], camera[:, 2, 0], camera[:, 2, 1], camera[:, 2, 2] - 1])
+    if not zero.abs().max() < 1e-6:
+        raise ValueError("intrinsics are fx 0 cx, 0 fy cy, 0 0 1; got others, such as transposed, scaled or skew ones: "
+                         f"{camera[0].tolist()}")
     for fx, fy, cx, cy in zip(camera[:, 0, 0], camera[:, 1, 1], camera[:, 0, 2], camera[:, 1, 2]):
-        if not (0 < fx < float("inf") and 0 < fy < float("inf") and 0 <= cx <= width and 0 <= cy <= height):
+        central = abs(cx - (width - 1) / 2) <= width / 4 and abs(cy - (height - 1) / 2) <= height / 4
+        if not (0 < fx < float("inf") and 0 < fy < float("inf") and (central or off_centre)):
             raise ValueError(f"the intrinsics (fx {fx:.1f}, fy {fy:.1f}, cx {cx:.1f}, cy {cy:.1f}) do not fit an image "
-                             f"of {height} rows and {width} columns")
+                             f"of {height} rows and {width} columns: were they of another size? Those of a crop need "
+                             "off_centre=True")
+
+
+def _check_pose(pose: Tensor) -> None:
+    rotation, last = pose[:, :3, :3], torch.tensor([0, 0, 0, 1]).to(pose)
+    off = (rotation @ rotation.mT - torch.eye(3).to(pose)).abs().max() + (pose[:, 3] - last).abs().max()
+    if not (off < 1e-3 and pose.isfinite().all() and (torch.linalg.det(rotation) > 0).all()):
+        raise ValueError("the pose is not rigid: its rotation is none (a mirror, a scale), its last row is not "
+                         "0 0 0 1, or it is not finite")
 
 
 def _linear(views: _Views) -> Tensor:
@@ -313,12 +366,18 @@ def _residual(views: _Views) -> Tensor:
 def _refine(views: _Views, rho: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse depths (1, 1, M) that bring pi(rho) nearest to the flow's end, in pixels, and whether they settled."""
     settled = torch.zeros_like(rho, dtype=torch.bool)
+    positive = (rho > 0) & rho.isfinite()
     for _ in range(N_STEPS):
-        image, slope, _ = views.images(rho)
-        miss = views.focal * (image - views.seen)
-        step = -(slope * miss).sum(1, keepdim=True) / slope.square().sum(1, keepdim=True)
+        step = _step(views, rho)
         rho = rho + step
-        settled = step.abs() < SETTLED * rho.abs().clamp(min=1)
-        if settled.all():
+        settled = positive & (step.abs() < SETTLED * rho.abs().clamp(min=1))
+        if (settled | ~positive).all():
             break
     return rho, settled
+
+
+def _step(views: _Views, rho: Tensor) -> Tensor:
+    """Gauss and Newton's next step of inverse depths (1, 1, M)."""
+    image, slope, _ = views.images(rho)
+    miss = views.focal * (image - views.seen)
+    return -(slope * miss).sum(1, keepdim=True) / slope.square().sum(1, keepdim=True)

@@ -210,10 +210,14 @@ def second_from_first(first_camera_to_world: Tensor, second_camera_to_world: Ten
 
 
 def flow_from_depth(depth: Tensor, intrinsics: Tensor, second_from_first: Tensor) -> Tensor:
-    """Flow (B, 2, H, W) in pixels of a static world, from depth (B, 1, H, W), intrinsics and the camera's motion."""
+    """Flow (B, 2, H, W) in pixels of a static world, from depth (B, 1, H, W), intrinsics and the camera's motion.
+
+    NaN where the depth is, and where a point comes to lie behind the second camera.
+    """
     height, width = depth.shape[-2:]
     points = transform(second_from_first, backproject(depth, intrinsics))
-    return project(points, intrinsics) - pixel_grid(height, width, depth.device, depth.dtype)
+    flow = project(points, intrinsics) - pixel_grid(height, width, depth.device, depth.dtype)
+    return flow.where(points[:, 2:] > 0, torch.nan)
 
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
@@ -231,6 +235,23 @@ def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
             2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
             2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]
     return torch.stack(rows, dim=-1).reshape(*quaternion.shape[:-1], 3, 3)
+
+
+def pose_from_quaternion(position: Tensor, quaternion: Tensor) -> Tensor:
+    """A pose (4, 4) float64 from a position (3,) and a quaternion (4,) in the order x y z w, as recordings hold them.
+
+    Raises:
+        ValueError: numbers that are not finite, or a quaternion whose length is not 1 within a hundredth.
+    """
+    position, quaternion = position.double(), quaternion.double()
+    length = float(quaternion.norm())
+    if not abs(length - 1) <= 0.01:
+        raise ValueError(f"the quaternion has length {length:.3f}, not 1")
+    if not position.isfinite().all():
+        raise ValueError(f"the position is not finite: {position.tolist()}")
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3], pose[:3, 3] = quaternion_to_matrix(quaternion), position
+    return pose
 
 
 def matrix_to_quaternion(matrix: Tensor) -> Tensor:

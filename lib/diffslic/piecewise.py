@@ -9,7 +9,7 @@ from diffslic import geometry
 
 MODELS = ("constant", "affine")
 STIFFNESS = 0.5  # square pixels added to the extent of a superpixel: one of few pixels gets no slope from noise
-SMALLEST = 1e-6  # mean weight of a superpixel that has pixels is larger; one without any divides by this
+SMALLEST = 1e-30  # mean weight of a superpixel that has pixels is larger; one without any divides by this
 
 
 class Superpixels(Protocol):

@@ -40,12 +40,28 @@ def test_a_drone_with_depth(tmp_path):
 @pytest.mark.parametrize(("lines", "reason"), [
     ([a_line(1), "drone\t2\t0.5"], "line 3: expected 10 fields, got 3; the recording broke off"),
     ([a_line(1, "1\t0\tx\t0")], "line 2: could not convert"), ([a_line(1, "0.5\t0\t0\t0")], "length 0.500, not 1"),
-    ([a_line(1, files="a.txt")], "line 2: names no image"), ([a_line(9)], "none of the images")])
+    ([a_line(1, "nan\t0\t0\t0")], "line 2: the quaternion has length nan"),
+    ([a_line("inf")], "line 2: the position is not finite"), ([a_line(1, files="a.txt")], "line 2: names no image"),
+    ([a_line(1, files="img_drone_0_5_{0}.png")], "names no image of the scene"), ([a_line(9)], "none of the images")])
 def test_a_broken_recording_is_named(tmp_path, lines, reason):
     write(tmp_path, lines)
     with pytest.raises((ValueError, FileNotFoundError), match=reason):
         datasets.open("airsim", root=tmp_path)
     assert len(datasets.check("airsim", tmp_path)) == 1
+
+
+def test_frames_and_depth_are_told_by_their_type(tmp_path):
+    files = ["img_drone_0_5_{0}.png", "img_drone_0_0_{0}.png", "img_drone_0_2_{0}.pfm", "img_drone_0_1_{0}.pfm"]
+    write(tmp_path, [a_line(number, files=";".join(files)) for number in (1, 2)])
+    for number in (1, 2):
+        for value, name in enumerate(files, start=1):
+            path = tmp_path / "images" / name.format(number)
+            if path.suffix == ".pfm":
+                io.write_pfm(path, torch.full((1, 6, 8), float(value)))
+            else:
+                io.write_image(path, torch.full((3, 6, 8), value / 10))
+    clip = datasets.open("airsim", root=tmp_path)[0]
+    assert clip.frame(0).mean().item() == pytest.approx(0.2, abs=0.01) and clip.depth(1).unique().tolist() == [4]
 
 
 def test_a_folder_without_a_recording(tmp_path):

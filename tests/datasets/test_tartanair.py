@@ -164,15 +164,16 @@ def test_version_2(tmp_path):
     assert clip.occlusion(0)[0, :5].tolist() == [False, True, True, True, False]
     assert datasets.check("tartanair", tmp_path) == []
     write_image(folder / "image_lcam_front/000000_lcam_front.png", torch.zeros(3, 640, 640))
-    assert tartanair.clips(tmp_path)[0].intrinsics[0].tolist() == [320, 0, 319.5]
+    assert tartanair.clips(tmp_path)[0].intrinsics[0].tolist() == [320, 0, 320]
 
 
 def test_a_quaternion_that_is_none(tmp_path):
     _trajectory(tmp_path / "a", lines=[*LINES[:3], "0 0 0 0 0 0 0.5", *LINES[4:]])
     with pytest.raises(ValueError, match="pose_left.txt: line 4: the quaternion has length 0.500, not 1"):
         tartanair.clips(tmp_path)
-    with pytest.raises(ValueError, match="length nan"):
-        tartanair.parse_poses("0 0 0 0 0 0 nan")
+    for line, reason in (("0 0 0 0 0 0 nan", "length nan"), ("0 0 nan 0 0 0 1", "position is not finite")):
+        with pytest.raises(ValueError, match=f"line 1: the .*{reason}"):
+            tartanair.parse_poses(line)
 
 
 def test_flow_that_is_missing_follows_from_depth_and_poses(reference, tmp_path):

@@ -2,13 +2,15 @@
 
 The text is a table with tabs: a line of names, then a line per frame, among them ``TimeStamp`` (milliseconds), ``POS_X
 POS_Y POS_Z`` (metres), ``Q_W Q_X Q_Y Q_Z`` and ``ImageFile``, one file or several with semicolons between. A drone's
-has ``VehicleName`` in front, a car's its controls behind. Axes are NED.
+has ``VehicleName`` in front, a car's its controls behind. Axes are NED. Files are named
+``img_<vehicle>_<camera>_<type>_<time>``: the frame is the first of type 0, the depth the first .pfm of type 1 (planar);
+distances along the ray (type 2), segmentations and the rest are left alone.
 
 The pose is that of the vehicle's *body*, not of its camera: where a camera sits before the body's middle, or tilts,
 say so by ``body_from_camera``.
 """
 
-import math
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,11 +22,11 @@ from diffslic.datasets.clip import Clip, Reader
 from diffslic.datasets.folder import read_frame
 from diffslic.datasets.io import IMAGE_SUFFIXES, check_size, image_size, read_depth
 from diffslic.datasets.problems import problems_of
-from diffslic.geometry import intrinsics_from_fov, pose_from_ned, quaternion_to_matrix
+from diffslic.geometry import intrinsics_from_fov, pose_from_ned, pose_from_quaternion
 
 TABLE = "airsim_rec.txt"
 NUMBERS = ("POS_X", "POS_Y", "POS_Z", "Q_X", "Q_Y", "Q_Z", "Q_W")
-UNIT_LENGTH = 0.01  # how far from 1 the length of a quaternion may be
+SCENE, DEPTH_PLANAR = "0", "1"  # the types of images, which stand before the time in a file's name
 
 
 def clips(root: str | Path, fov: float = 90.0, body_from_camera: Tensor | None = None) -> list[Clip]:
@@ -76,23 +78,22 @@ def _rows(root: Path) -> Iterator[tuple[Path, Path | None, Tensor]]:
                              "broke off here? Remove the line")
         row = dict(zip(names, fields))
         try:
-            values = [float(row[name]) for name in NUMBERS]
+            values = torch.tensor([float(row[name]) for name in NUMBERS], dtype=torch.float64)
+            pose = pose_from_ned(pose_from_quaternion(values[:3], values[3:]))
         except ValueError as error:
             raise ValueError(f"{path}: line {number}: {error}") from None
-        if abs(math.hypot(*values[3:]) - 1) > UNIT_LENGTH:
-            raise ValueError(f"{path}: line {number}: the quaternion has length {math.hypot(*values[3:]):.3f}, not 1")
         files = [root / "images" / name for name in row["ImageFile"].split(";") if name]
-        image = next((file for file in files if file.suffix.lower() in IMAGE_SUFFIXES), None)
-        if image is None:
-            raise ValueError(f"{path}: line {number}: names no image")
-        yield image, next((file for file in files if file.suffix.lower() == ".pfm"), None), _ned_pose(values)
+        images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and _is_of_type(file, SCENE)]
+        depths = [file for file in files if file.suffix.lower() == ".pfm" and _is_of_type(file, DEPTH_PLANAR)]
+        if not images:
+            raise ValueError(f"{path}: line {number}: names no image of the scene")
+        yield images[0], depths[0] if depths else None, pose
 
 
-def _ned_pose(values: Sequence[float]) -> Tensor:
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, 3] = torch.tensor(values[:3])
-    pose[:3, :3] = quaternion_to_matrix(torch.tensor(values[3:], dtype=torch.float64))
-    return pose_from_ned(pose)
+def _is_of_type(file: Path, kind: str) -> bool:
+    """Whether the name says so, or says nothing."""
+    match = re.search(r"_(\d+)_\d*$", file.stem)
+    return match is None or match[1] == kind
 
 
 def _pose(body_to_world: Tensor, body_from_camera: Tensor, t: int) -> Tensor:

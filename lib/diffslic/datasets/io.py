@@ -358,7 +358,10 @@ def read_depth(path: str | Path, png_unit: float = 0.001) -> Tensor:
 def _read_depth_png(path: str | Path, unit: float) -> np.ndarray:
     with _opened(path) as image:
         if image.mode == "RGBA":
-            return np.ascontiguousarray(np.asarray(image)[..., [2, 1, 0, 3]]).view("<f4")[..., 0]
+            depth = np.ascontiguousarray(np.asarray(image)[..., [2, 1, 0, 3]]).view("<f4")[..., 0]
+            if not (np.isfinite(depth) & (depth >= 0)).all():
+                raise ValueError(f"{path}: the four channels are not the bytes of depth: a picture?")
+            return depth
     return read_labels(path).numpy() * unit
 
 

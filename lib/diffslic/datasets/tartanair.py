@@ -17,7 +17,6 @@ and one of version 2, ``ROOT/<environment>/Data_<easy|hard>/<P000>``::
     pose_lcam_front.txt                             as above
 """
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -32,14 +31,13 @@ from diffslic.datasets.clip import Clip, Reader
 from diffslic.datasets.folder import image_files, read_frame
 from diffslic.datasets.io import KITTI_UNIT, check_size, image_size, read_depth, read_flow, read_levels, read_npy
 from diffslic.datasets.problems import problems_of
-from diffslic.geometry import flow_from_depth, pose_from_ned, quaternion_to_matrix, second_from_first
+from diffslic.geometry import flow_from_depth, pose_from_ned, pose_from_quaternion, second_from_first
 
 # The dataset's own figures, and the (rows, columns) of the images that they belong to.
 SIZE = (480, 640)
 INTRINSICS = ((320., 0., 320.), (0., 320., 240.), (0., 0., 1.))
 SIZE_2 = (640, 640)
-INTRINSICS_2 = ((320., 0., 319.5), (0., 320., 319.5), (0., 0., 1.))
-UNIT_LENGTH = 0.01  # how far from 1 the length of a quaternion may be
+INTRINSICS_2 = ((320., 0., 320.), (0., 320., 320.), (0., 0., 1.))
 # Codes of the flow's mask: hidden behind another surface, behind its own, outside the next frame. Any other code but
 # 0 doubts the flow for a reason that is no occlusion.
 OCCLUDED = (1, 10, 100)
@@ -94,23 +92,22 @@ def parse_poses(text: str) -> Tensor:
     """(T, 4, 4) float64 camera-to-world poses in camera axes, from lines "tx ty tz qx qy qz qw" in NED axes.
 
     Raises:
-        ValueError: a line without seven numbers, or with a quaternion that is not of unit length.
+        ValueError: a line without seven finite numbers, or with a quaternion that is not of unit length.
     """
-    rows = []
+    poses = []
     for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
         try:
-            rows.append([float(word) for word in line.split()])
+            values = torch.tensor([float(word) for word in words], dtype=torch.float64)
         except ValueError:
             raise ValueError(f"line {number}: expected tx ty tz qx qy qz qw, got {line[:60]!r}") from None
-        if len(rows[-1]) != 7:
-            raise ValueError(f"line {number}: expected tx ty tz qx qy qz qw, got {len(rows[-1])} numbers")
-        if not abs(math.hypot(*rows[-1][3:]) - 1) <= UNIT_LENGTH:
-            raise ValueError(f"line {number}: the quaternion has length {math.hypot(*rows[-1][3:]):.3f}, not 1")
-    values = torch.tensor(rows, dtype=torch.float64).reshape(-1, 7)
-    poses = torch.eye(4, dtype=torch.float64).repeat(len(rows), 1, 1)
-    poses[:, :3, :3] = quaternion_to_matrix(values[:, 3:])
-    poses[:, :3, 3] = values[:, :3]
-    return pose_from_ned(poses)
+        if len(values) != 7:
+            raise ValueError(f"line {number}: expected tx ty tz qx qy qz qw, got {len(values)} numbers")
+        try:
+            poses.append(pose_from_quaternion(values[:3], values[3:]))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return pose_from_ned(torch.stack(poses)) if poses else torch.zeros(0, 4, 4, dtype=torch.float64)
 
 
 def _trajectories(root: Path) -> dict[str, tuple[Path, _Layout]]:
@@ -138,7 +135,7 @@ def _clip(name: str, folder: Path, layout: _Layout) -> Clip:
     if (folder / f"depth_{camera}").is_dir():
         depths = [folder / f"depth_{camera}" / f"{n:06d}_{camera}_depth.{layout.depth}" for n in numbers]
         readers["depth"] = partial(_read_depth, depths, size)
-    if (folder / layout.flow).is_dir():
+    if any((folder / layout.flow).glob(f"*_flow.{'npy' if layout is LAYOUTS[0] else 'png'}")):
         stems = [folder / layout.flow / f"{n:06d}_{n + 1:06d}" for n in numbers[:-1]]
         second = layout is LAYOUTS[1]
         readers["flow"] = partial(_read_flow_2 if second else _read_flow, stems, size)
