@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffslic import pipeline
+from diffslic import depth, geometry, pipeline
 from diffslic.datasets import scenes
 from diffslic.flow import RAFT
 from diffslic.segmentation import UNet, UNetConfig
@@ -57,3 +57,22 @@ def test_polished_flow_of_a_video():
     theirs = list(pipeline.video_flow(RAFT.from_pretrained("small", "cuda"), frames, n_iters=4))
     assert all(flow.is_cuda for flow in theirs)
     assert all((a - b.cpu()).abs().quantile(0.99) < 0.1 for a, b in zip(ours, theirs))
+
+
+def test_depth():
+    clip = scenes.clips("static", n_clips=1, n_frames=4, size=SIZE, seed=3)[0]
+    motion = geometry.second_from_first(clip.camera_to_world(0).double(), clip.camera_to_world(3).double())
+    flow = geometry.flow_from_depth(clip.depth(0)[None], clip.intrinsics, motion.float())
+    found = []
+    for device in ("cpu", "cuda"):
+        there = flow.to(device)
+        noise = depth.estimate_noise(there, -there, clip.intrinsics, motion)
+        estimate = depth.from_flow(there, clip.intrinsics, motion, noise=noise, min_parallax=0.5,
+                                   hidden=torch.zeros(1, *SIZE, dtype=torch.bool))
+        assert estimate.depth.device.type == device
+        with torch.no_grad():
+            superpixels = SSN.from_pretrained("bsds500", device)(clip.frame(0)[None].to(device), 40)
+        found.append(depth.by_superpixels(depth.fuse([estimate, estimate]), superpixels))
+    both = found[0].valid & found[1].valid.cpu()
+    assert both.float().mean() > 0.9 * found[0].valid.float().mean() > 0.1
+    assert (found[0].depth / found[1].depth.cpu() - 1)[both].abs().median() < 1e-3

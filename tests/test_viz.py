@@ -240,3 +240,6 @@ def test_depth_has_even_colours_in_inverse_depth():
     assert viz.depth_to_color(np.full((2, 2), 3.0)).any()
     with pytest.raises(ValueError, match=r"\(H, W\) or \(1, H, W\)"):
         viz.depth_to_color(np.zeros((2, 3, 4)))
+    for ends in ((0, 4), (-1, 4), (4, 1)):
+        with pytest.raises(ValueError, match="0 < nearest <= farthest"):
+            viz.depth_to_color(depth, *ends)

@@ -114,6 +114,9 @@ def depth_to_color(depth: Arraylike, nearest: float | None = None, farthest: flo
         depth: (H, W) or (1, H, W) in metres; there is none where not finite or not positive.
         nearest, farthest: metres at the ends of the colours; fix them over a video. By default those of this depth,
             a hundredth at either end left out.
+
+    Raises:
+        ValueError: not one depth, or ends that are not 0 < nearest <= farthest.
     """
     z = _numpy(depth)
     z = z[0] if z.ndim == 3 and len(z) == 1 else z
@@ -123,7 +126,10 @@ def depth_to_color(depth: Arraylike, nearest: float | None = None, farthest: flo
     if not known.any():
         return np.zeros((*z.shape, 3), np.uint8)
     ends = np.quantile(z[known], [0.01, 0.99])
-    high, low = (1 / (end if given is None else given) for end, given in zip(ends, (nearest, farthest)))
+    near, far = (end if given is None else given for end, given in zip(ends, (nearest, farthest)))
+    if not 0 < near <= far:
+        raise ValueError(f"the ends of the colours must be 0 < nearest <= farthest, got {near:g} and {far:g}")
+    high, low = 1 / near, 1 / far
     share = (1 / np.where(known, z, 1) - low) / max(high - low, 1e-12)
     colors = (matplotlib.colormaps["viridis"](np.clip(share, 0, 1))[..., :3] * 255 + 0.5).astype(np.uint8)
     return np.where(known[..., None], colors, np.uint8(0))

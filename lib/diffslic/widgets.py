@@ -134,7 +134,7 @@ def depth_explorer(first: Tensor, second: Tensor, flow: Tensor, depth: Tensor, s
     row = ipywidgets.IntSlider(value=height // 2, max=height - 1, description="row")
     column = ipywidgets.IntSlider(value=width // 2, max=width - 1, description="column")
     known = depth[depth.isfinite()]
-    nearest = 0.3 * float(known.min()) if len(known) else 1.0
+    nearest = 0.3 * float(known.quantile(0.01)) if len(known) else 1.0  # a single outlier would stretch the line
     nothing, left_views = depth.new_zeros(depth.shape), {"frame": first, "depth": viz.depth_to_color(depth)}
 
     def draw() -> bytes:
@@ -144,7 +144,7 @@ def depth_explorer(first: Tensor, second: Tensor, flow: Tensor, depth: Tensor, s
         line = places(pixel, 1 / torch.linspace(0, 1 / nearest, 4 * width))
         right = viz.dots(second, line, (70, 0, 110))
         if z == z:
-            near, far = max(z - 2 * spread, nearest), z + 2 * spread
+            near, far = max(z - 2 * spread, 0.1 * z), z + 2 * spread
             right = viz.dots(right, places(pixel, 1 / torch.linspace(1 / far, 1 / near, 2 * width)), (255, 0, 160), 3)
         u, v = flow[:, pixel[0], pixel[1]].tolist()
         right = viz.dots(right, np.array([[pixel[1] + u, pixel[0] + v]]), (255, 220, 0), 5)

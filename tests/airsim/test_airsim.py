@@ -1,6 +1,8 @@
 """AirSim: the wire, the simulator that draws scenes, captures that break off, and what is refused."""
 
+import contextlib
 import io
+import re
 import socket
 import subprocess
 import sys
@@ -13,8 +15,10 @@ import torch
 from PIL import Image
 
 from diffslic import airsim, datasets, depth, geometry, metrics
+from diffslic.airsim import server as server_module
 from diffslic.airsim import transport
 from diffslic.airsim.server import Simulator
+from diffslic.datasets import layouts
 
 pytest.importorskip("airsim", reason="the airsim package is not installed")
 import airsim as package  # noqa: E402
@@ -84,10 +88,18 @@ def test_depth_of_a_captured_flight(client, tmp_path):
     assert figures["abs_rel"] < 1e-3 and figures["coverage"] > 0.2
 
 
+@contextlib.contextmanager
+def killed_at_the_end(process):
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def test_a_broken_flight_keeps_its_frames_and_goes_on(tmp_path):
     trajectory = airsim.waypoints(torch.tensor([[0, 0, 0], [0, 1.0, 0], [1, 1, -0.5]]), 6, torch.tensor([9.0, 0, 0]))
     command = [sys.executable, "-m", "diffslic", "airsim-server", "--port", "0", "--size", "36x64"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, killed_at_the_end(process):
         port = int(process.stdout.readline().split(":")[-1])
         client = airsim.connect(port=port)
         count, wanted = 0, client.simGetImages
@@ -111,9 +123,105 @@ def test_a_broken_flight_keeps_its_frames_and_goes_on(tmp_path):
         whole = airsim.capture(client, trajectory, tmp_path / "whole", progress=False)
         with pytest.raises(ValueError, match="another flight"):
             airsim.capture(client, trajectory[:4], tmp_path / "flight", progress=False)
+    for other in ({"preset": "lab", "size": SIZE}, {"preset": "street", "size": (18, 32)}):
+        with airsim.start(**other) as server, pytest.raises(ValueError, match="another scene, or another size"):
+            airsim.capture(airsim.connect(port=server.port), trajectory, tmp_path / "flight", progress=False)
+    with airsim.start("street", size=SIZE, fov=60) as server, pytest.raises(ValueError, match="another flight"):
+        airsim.capture(airsim.connect(port=server.port), trajectory, tmp_path / "flight", progress=False)
     assert len(clip) == 6 and before == (tmp_path / "flight" / "image_left" / "000002_left.png").read_bytes()
     for t in range(5):
         assert torch.equal(clip.frame(t), whole.frame(t)) and (clip.flow(t) - whole.flow(t)).abs().max() < 1e-4
+
+
+def test_a_flight_does_not_touch_what_is_not_its_own(client, tmp_path):
+    (other,) = datasets.open("scenes", n_clips=1, n_frames=2, size=SIZE)
+    layouts.write_tartanair([other], tmp_path)
+    (folder,) = (path.parent for path in tmp_path.rglob("pose_left.txt"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    trajectory = airsim.orbit(torch.tensor([8.0, 0, 0]), 8.0, 3)
+    with pytest.raises(ValueError, match="or frames of something else"):
+        airsim.capture(client, trajectory, folder, progress=False)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    seen = client.simGetImages
+
+    def depth_of_another_size(asked):
+        color, planar = seen(asked)
+        planar.height, planar.width, planar.image_data_float = 9, 16, planar.image_data_float[:144]
+        return color, planar
+
+    client.simGetImages = depth_of_another_size
+    with pytest.raises(ValueError, match=r"colours of \(36, 64\) and depth of \(9, 16\).*CaptureSettings"):
+        airsim.capture(client, trajectory, tmp_path / "new", progress=False)
+
+
+@pytest.mark.parametrize("step", ["write_tartanair_flow", "write_tartanair_cameras", "write_tartanair_frame"])
+def test_a_flight_that_ends_between_two_files_is_whole(client, tmp_path, monkeypatch, step):
+    trajectory, count = airsim.orbit(torch.tensor([8.0, 0, -0.5]), 8.0, 4, degrees=6), 0
+    write = getattr(layouts, step)
+
+    def until_the_disk_is_full(*arguments):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise OSError(28, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(layouts, step, until_the_disk_is_full)
+    with pytest.raises(OSError, match="No space"):
+        airsim.capture(client, trajectory, tmp_path / "flight", progress=False)
+    kept = datasets.open("tartanair", root=tmp_path / "flight")[0]
+    assert len(kept) in (1, 2) and datasets.check("tartanair", tmp_path / "flight") == []
+    assert len(airsim.capture(client, trajectory, tmp_path / "flight", progress=False)) == 4
+    assert datasets.check("tartanair", tmp_path / "flight") == []
+
+
+def test_it_answers_its_list_and_nothing_else(server, client):
+    assert re.findall(r"\w+", server_module.__doc__.split("no others:")[1].split(".")[0]) == list(airsim.CALLS)
+    for name in ("__init__", "_response", "_place", "scene", "pose", "size"):
+        with pytest.raises(airsim.SimulatorError, match=f"does not answer {name}, only"):
+            client.client.call(name)
+    for name in airsim.CALLS:
+        assert any(hasattr(package.MultirotorClient, f"{name}{ending}") for ending in ("", "Async"))
+
+
+def turned(w):
+    return package.Pose(orientation_val=package.Quaternionr(0, 0, 0, w))
+
+
+def test_nonsense_is_answered_and_harms_nobody(client):
+    pose = client.simGetVehiclePose()
+    for name, arguments, reason in (
+            ("moveToPosition", (None, 0, 0, 1), "Error"), ("moveToPosition", (float("nan"), 0, 0, 1), "three finite"),
+            ("moveToPosition", (float("inf"), 0, 0, 1), "three finite"), ("simGetImages", (3,), "Error"),
+            ("simSetVehiclePose", (turned(0.0), True), "length 0.000"), ("simSetVehiclePose", ({}, True), "KeyError"),
+            ("simSetVehiclePose", (turned(1e300), True), "length")):
+        with pytest.raises(airsim.SimulatorError, match=f"{name}: .*{reason}"):
+            client.client.call(name, *arguments)
+    assert client.simGetVehiclePose().position.x_val == pose.position.x_val and client.simGetImages(requests())
+
+
+def test_a_server_closes_at_once(server):
+    airsim.Server(Simulator(size=SIZE), port=0).close()                     # one that never answered
+    with airsim.start("lab", size=SIZE) as running:
+        client = airsim.connect(port=running.port)
+        assert client.ping()
+    with pytest.raises(ConnectionError, match="is gone|closed the connection"):
+        client.ping()
+    for port in (99999, -1):
+        for use in (lambda port=port: airsim.start(port=port), lambda port=port: airsim.connect(port=port)):
+            with pytest.raises(ValueError, match="a port is a number from 0 to 65535"):
+                use()
+
+
+def test_an_answer_may_be_asked_for_twice(client):
+    pending = client.takeoffAsync()
+    pending.join()
+    assert pending.get() is True
+    ignored, asked = client.hoverAsync(), client.client.call_async("nothing")
+    for _ in range(2):
+        with pytest.raises(airsim.SimulatorError, match="does not answer nothing"):
+            asked.get()
+    ignored.join()
 
 
 def test_what_the_simulator_does_not_do_is_said(client):
@@ -164,6 +272,8 @@ def a_peer(answer):
 
 @pytest.mark.parametrize(("answer", "error", "reason"), [
     (msgpack.packb("hello"), ConnectionError, "does not speak msgpack-RPC"),
+    (b"\xc1", ConnectionError, "does not speak msgpack-RPC"), (b"HTTP/1.1 400", ConnectionError, "does not speak"),
+    (msgpack.packb([1, 1, None, "cut off"])[:9], ConnectionError, "closed the connection during ping"),
     (b"", ConnectionError, "closed the connection during ping"),
     (None, TimeoutError, "did not answer ping within 0.2 s")])
 def test_a_peer_that_is_no_simulator(answer, error, reason):
@@ -211,8 +321,9 @@ def test_trajectories():
     assert torch.allclose(arc[:, :3, 0], towards) and (arc[:, 2, 2] > 0).all()  # looks there, upright
     down = geometry.pose_to_ned(airsim.waypoints(torch.tensor([[0.0, 0, -5], [0, 0, -6]]), 2, torch.zeros(3)))
     assert torch.allclose(torch.linalg.det(down[:, :3, :3]), torch.ones(2).double())
+    through, middle = torch.tensor([[0, 0, 0], [2.0, 0, 0]]), torch.tensor([1.0, 0, 0])
     for bad in (lambda: airsim.waypoints(torch.zeros(1, 3), 5), lambda: airsim.waypoints(torch.zeros(3, 3), 5),
-                lambda: airsim.waypoints(torch.eye(3), 1), lambda: airsim.orbit(torch.zeros(3), 0, 5),
-                lambda: airsim.capture(None, torch.eye(4), "nowhere")):
+                lambda: airsim.waypoints(torch.eye(3), 1), lambda: airsim.waypoints(through, 3, middle),
+                lambda: airsim.orbit(torch.zeros(3), 0, 5), lambda: airsim.capture(None, torch.eye(4), "nowhere")):
         with pytest.raises(ValueError, match="a flight|an orbit|a trajectory"):
             bad()

@@ -1,7 +1,7 @@
 """Flies AirSim's camera along a trajectory and writes what it sees as TartanAir does, flow from depth and poses too."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import airsim
 
 NOTE = "capture.json"
+SAME_SCENE = 0.05  # the median share by which the depth of a place may differ when a flight goes on
 
 
 def waypoints(points: Tensor, n_frames: int, look_at: Tensor | None = None) -> Tensor:
@@ -31,7 +32,7 @@ def waypoints(points: Tensor, n_frames: int, look_at: Tensor | None = None) -> T
         (n_frames, 4, 4) float64 camera_to_world.
 
     Raises:
-        ValueError: fewer than two points or frames.
+        ValueError: fewer than two points or frames, or a flight through the place that it looks at.
     """
     if points.ndim != 2 or points.shape[1] != 3 or len(points) < 2 or n_frames < 2:
         raise ValueError(f"a flight needs (M, 3) points, two at least, and two frames, got {tuple(points.shape)} and "
@@ -56,6 +57,9 @@ def orbit(centre: Tensor, radius: float, n_frames: int, degrees: float = 60.0, h
 
     Returns:
         (n_frames, 4, 4) float64 camera_to_world.
+
+    Raises:
+        ValueError: no radius, or fewer than two frames.
     """
     if radius <= 0 or n_frames < 2:
         raise ValueError(f"an orbit needs a radius above 0 and two frames, got {radius} and {n_frames}")
@@ -82,28 +86,27 @@ def capture(client: "airsim.MultirotorClient", trajectory: Tensor, folder: str |
         The flight as a clip.
 
     Raises:
-        ValueError: the folder holds another flight; an image that is not as asked for. ConnectionError, TimeoutError,
-            SimulatorError: the simulator; frames up to then are kept. OSError: the folder cannot be written.
+        ValueError: the folder holds another flight or other frames, the simulator shows another scene than before; an
+            image that is not as asked for. ConnectionError, TimeoutError, SimulatorError: the simulator; frames up to
+            then are kept. OSError: the folder cannot be written.
     """
     import airsim
 
     if trajectory.ndim != 3 or trajectory.shape[1:] != (4, 4) or len(trajectory) < 2:
         raise ValueError(f"a trajectory is (T, 4, 4) with two poses at least, got {tuple(trajectory.shape)}")
     folder = Path(folder)
-    flight = {"camera": camera, "trajectory": trajectory.tolist()}
-    if not note_says(folder / NOTE, flight):
-        if (folder / NOTE).exists():
-            raise ValueError(f"{folder} holds another flight: name another folder, or remove it")
-        write_note(folder / NOTE, flight)
     requests = [airsim.ImageRequest(camera, airsim.ImageType.Scene, False, False),
                 airsim.ImageRequest(camera, airsim.ImageType.DepthPlanar, True, False)]
-    poses, before = _flown(folder)
-    fov = client.simGetCameraInfo(camera).fov
+    fov = float(client.simGetCameraInfo(camera).fov)
+    flown = _flown(folder, {"camera": camera, "fov": fov, "trajectory": trajectory.tolist()})
+    poses = [] if flown is None else [flown.camera_to_world(t).double() for t in range(len(flown))]
+    before = None
+    if flown is not None:
+        before = flown.depth(len(flown) - 1)
+        _check_scene(_shot(client, trajectory[len(flown) - 1], requests).depth, before, folder)
     for t in tqdm(range(len(poses), len(trajectory)), desc="capture", unit="frame", disable=not progress):
-        client.simSetVehiclePose(_airsim_pose(trajectory[t]), True)
-        color, planar = client.simGetImages(requests)
-        image, z = color_image(color), depth_image(planar)
-        poses.append(_camera_to_world(color))
+        image, z, pose = _shot(client, trajectory[t], requests)
+        poses.append(pose)
         intrinsics = geometry.intrinsics_from_fov(fov, *image.shape[-2:])
         if before is not None:
             motion = geometry.second_from_first(*poses[-2:])
@@ -116,18 +119,48 @@ def capture(client: "airsim.MultirotorClient", trajectory: Tensor, folder: str |
     return datasets.open("tartanair", root=folder)[0]
 
 
-def _flown(folder: Path) -> tuple[list[Tensor], Tensor | None]:
-    """The poses of the frames that are whole, and the depth of the last one."""
-    if not (folder / "image_left").is_dir() or not any((folder / "image_left").glob("[!.]*_left.png")):
-        return [], None
-    clip = datasets.open("tartanair", root=folder)[0]
-    return [clip.camera_to_world(t).double() for t in range(len(clip))], clip.depth(len(clip) - 1)
+class _Shot(NamedTuple):
+    """What the camera saw from one place."""
+
+    image: Tensor  # (3, H, W) RGB in [0, 1]
+    depth: Tensor  # (1, H, W) metres
+    camera_to_world: Tensor  # (4, 4) float64
+
+
+def _shot(client: "airsim.MultirotorClient", camera_to_world: Tensor,
+          requests: "list[airsim.ImageRequest]") -> _Shot:
+    client.simSetVehiclePose(_airsim_pose(camera_to_world), True)
+    color, planar = client.simGetImages(requests)
+    image, z = color_image(color), depth_image(planar)
+    if image.shape[-2:] != z.shape[-2:]:
+        raise ValueError(f"the simulator sends colours of {tuple(image.shape[-2:])} and depth of {tuple(z.shape[-2:])} "
+                         "rows and columns: give both one size in its CaptureSettings")
+    return _Shot(image, z, _camera_to_world(color))
+
+
+def _flown(folder: Path, flight: dict[str, object]) -> Clip | None:
+    """What is there of this flight, once it is known to be this one; a new folder is marked as its own."""
+    begun = (folder / "image_left").is_dir() and any((folder / "image_left").glob("[!.]*_left.png"))
+    if not note_says(folder / NOTE, flight):
+        if begun or (folder / NOTE).exists():
+            raise ValueError(f"{folder} holds another flight, or frames of something else: name another folder")
+        write_note(folder / NOTE, flight)
+    return datasets.open("tartanair", root=folder)[0] if begun else None
+
+
+def _check_scene(now: Tensor, then: Tensor, folder: Path) -> None:
+    """Refuse to go on in another world: what the last frame showed is to be seen from its place still."""
+    if now.shape != then.shape or float(((now - then).abs() / then.clamp(min=1e-3)).median()) > SAME_SCENE:
+        raise ValueError(f"the simulator does not show what the last frame of {folder} shows: another scene, or "
+                         "another size of its images? Name another folder")
 
 
 def _poses(positions: Tensor, look_at: Tensor | None) -> Tensor:
     """camera_to_world (T, 4, 4) of cameras at NED positions (T, 3), upright."""
     towards = torch.tensor([1.0, 0, 0]).to(positions).expand_as(positions) if look_at is None \
         else look_at.to(positions) - positions
+    if not (towards.norm(dim=1) > 1e-6).all():
+        raise ValueError(f"a flight passes through the place that it looks at, {look_at.tolist()}")
     forward = torch.nn.functional.normalize(towards, dim=1)
     right = torch.stack([-forward[:, 1], forward[:, 0], 0 * forward[:, 0]], 1)
     level = right.norm(dim=1, keepdim=True)  # 0 for one that looks straight down: its right is east
@@ -148,8 +181,6 @@ def _airsim_pose(camera_to_world: Tensor) -> "airsim.Pose":
 
 def _camera_to_world(response: "airsim.ImageResponse") -> Tensor:
     position, turn = response.camera_position, response.camera_orientation
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, :3] = geometry.quaternion_to_matrix(torch.tensor([turn.x_val, turn.y_val, turn.z_val, turn.w_val],
-                                                              dtype=torch.float64))
-    pose[:3, 3] = torch.tensor([position.x_val, position.y_val, position.z_val])
-    return geometry.pose_from_ned(pose)
+    return geometry.pose_from_ned(geometry.pose_from_quaternion(
+        torch.tensor([position.x_val, position.y_val, position.z_val], dtype=torch.float64),
+        torch.tensor([turn.x_val, turn.y_val, turn.z_val, turn.w_val], dtype=torch.float64)))

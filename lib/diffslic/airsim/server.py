@@ -6,7 +6,9 @@ simGetImages. Time stands still in its scene, moves arrive at once, and nothing 
 scene's origin and looks north; the camera "0" (or "front_center") sits at its middle.
 """
 
+import contextlib
 import math
+import socket
 import socketserver
 import threading
 import time
@@ -19,14 +21,17 @@ import torch
 from torch import Tensor
 
 from diffslic import geometry
-from diffslic.airsim.transport import HOST, LARGEST, PORT, REQUEST, RESPONSE, plain
-from diffslic.datasets import io, scenes
+from diffslic.airsim.transport import HOST, PORT, REQUEST, RESPONSE, check_port, plain
+from diffslic.datasets import io, raycast, scenes
 
 VERSION = 1  # of the protocol, as the simulator and the client count it
 CAMERAS = ("0", "front_center")
 SCENE, DEPTH_PLANAR = 0, 1  # of the client's ImageType
 CLIMB = 1.0  # metres that a takeoff climbs
-SKY = 1e4  # metres; nothing is further away
+LARGEST = 1 << 20  # bytes of a request
+CALLS = ("ping", "getServerVersion", "getMinRequiredClientVersion", "enableApiControl", "isApiControlEnabled",
+         "armDisarm", "takeoff", "hover", "moveToPosition", "simSetVehiclePose", "simGetVehiclePose",
+         "simGetCameraInfo", "simGetImages")
 
 
 class Simulator:
@@ -64,23 +69,25 @@ class Simulator:
         return True
 
     def takeoff(self, timeout_sec: float = 20, vehicle_name: str = "") -> bool:
-        self.pose[2, 3] = -CLIMB
+        self.pose[2, 3] -= CLIMB
         return True
 
     def hover(self, vehicle_name: str = "") -> bool:
         return True
 
     def moveToPosition(self, x: float, y: float, z: float, velocity: float, *how: Any) -> bool:  # noqa: N802
-        self.pose[:3, 3] = torch.tensor([x, y, z])
+        self._place([x, y, z], self.pose)
         return True
 
     def simSetVehiclePose(self, pose: dict, ignore_collision: bool, vehicle_name: str = "") -> None:  # noqa: N802
-        position = [pose["position"][f"{axis}_val"] for axis in "xyz"]
+        # NaN, as the client's documentation has it, leaves a part as it is.
+        position, turn = [pose["position"][f"{axis}_val"] for axis in "xyz"], self.pose
+        if any(map(math.isnan, position)):
+            position = self.pose[:3, 3].tolist()
         quaternion = [pose["orientation"][f"{axis}_val"] for axis in "xyzw"]
-        if not any(map(math.isnan, position)):
-            self.pose[:3, 3] = torch.tensor(position)
         if not any(map(math.isnan, quaternion)):
-            self.pose[:3, :3] = geometry.quaternion_to_matrix(torch.tensor(quaternion, dtype=torch.float64))
+            turn = geometry.pose_from_quaternion(torch.zeros(3), torch.tensor(quaternion))
+        self._place(position, turn)
 
     def simGetVehiclePose(self, vehicle_name: str = "") -> dict:  # noqa: N802
         return _pose(self.pose)
@@ -100,9 +107,16 @@ class Simulator:
         view = scene.view([0])
         return [self._response(request, view) for request in requests]
 
+    def _place(self, position: list[float], turn: Tensor) -> None:
+        if not all(map(math.isfinite, position)):
+            raise ValueError(f"a position is three finite numbers, got {position}")
+        pose = turn.clone()
+        pose[:3, 3] = torch.tensor(position, dtype=torch.float64)
+        self.pose = pose
+
     def _response(self, request: dict, view: scenes.View) -> dict:
         pose, color = _pose(self.pose), request["image_type"] == SCENE
-        floats: list[float] = [] if color else view.depth.clamp(max=SKY).flatten().tolist()
+        floats: list[float] = [] if color else view.depth.clamp(max=raycast.FAR).flatten().tolist()
         return {"image_data_uint8": _bytes(view.image[0], request["compress"]) if color else b"",
                 "image_data_float": floats, "camera_name": request["camera_name"],
                 "camera_position": pose["position"], "camera_orientation": pose["orientation"],
@@ -111,16 +125,20 @@ class Simulator:
                 "image_type": request["image_type"]}
 
 
-CALLS = tuple(name for name in vars(Simulator) if not name.startswith("_"))
-
-
 class Server(socketserver.ThreadingTCPServer):
-    """A :class:`Simulator` that listens; a context manager, closed at its end."""
+    """A :class:`Simulator` that listens; a context manager, closed at its end.
+
+    Raises:
+        ValueError: no such port. OSError: it is taken.
+    """
 
     allow_reuse_address = daemon_threads = True
 
     def __init__(self, simulator: Simulator, host: str = HOST, port: int = PORT) -> None:
+        check_port(port)
         self.simulator, self.lock = simulator, threading.Lock()
+        self.connections: set[socket.socket] = set()
+        self._serving = False
         try:
             super().__init__((host, port), _Connection)
         except OSError as error:
@@ -131,9 +149,18 @@ class Server(socketserver.ThreadingTCPServer):
         """Where it listens: the port that was asked for, or a free one where that was 0."""
         return self.server_address[1]
 
+    def serve_forever(self, poll_interval: float = 0.05) -> None:
+        """Answer until :meth:`close`."""
+        self._serving = True
+        super().serve_forever(poll_interval)
+
     def close(self) -> None:
-        """Stop answering and give the port back."""
-        self.shutdown()
+        """Stop answering, hang up on everybody, and give the port back."""
+        if self._serving:  # shutting down waits for a loop to end
+            self.shutdown()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):  # has hung up itself
+                connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
 
     def __exit__(self, *reason: Any) -> None:
@@ -152,7 +179,8 @@ def start(preset: str = "street", seed: int = 0, size: tuple[int, int] = (144, 2
         ValueError: no such scene. OSError: the port is taken.
     """
     server = Server(Simulator(preset, seed, size, fov), host, port)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    server._serving = True  # from now on, not from when the thread gets its turn
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
 
@@ -160,17 +188,20 @@ class _Connection(socketserver.BaseRequestHandler):
     """One client: requests in, answers out, in their order."""
 
     def handle(self) -> None:
+        self.server.connections.add(self.request)
         unpacker = msgpack.Unpacker(max_buffer_size=LARGEST)
-        while received := self.request.recv(1 << 16):
-            unpacker.feed(received)
-            try:
+        # What is not msgpack-RPC, and a client that is gone, end the connection and nothing else.
+        with contextlib.suppress(OSError, ValueError, TypeError, msgpack.UnpackException):
+            while received := self.request.recv(1 << 16):
+                unpacker.feed(received)
                 for kind, number, method, arguments in unpacker:
                     if kind != REQUEST:
                         return
                     error, result = self._answer(method, arguments)
                     self.request.sendall(msgpack.packb([RESPONSE, number, error, result], default=plain))
-            except (ValueError, TypeError, msgpack.UnpackException):
-                return  # not msgpack-RPC: hang up
+
+    def finish(self) -> None:
+        self.server.connections.discard(self.request)
 
     def _answer(self, method: str, arguments: list) -> tuple[str | None, Any]:
         if method not in CALLS:
@@ -179,7 +210,7 @@ class _Connection(socketserver.BaseRequestHandler):
         try:
             with self.server.lock:
                 return None, call(*arguments)
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a client sends, it is told, and the simulator goes on
             return f"{type(error).__name__}: {error}", None
 
 

@@ -5,6 +5,8 @@ second. Here nothing runs in the background: a call writes its request and reads
 """
 
 import socket
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -32,10 +34,11 @@ class Transport:
         timeout: seconds that any answer may take.
 
     Raises:
-        ConnectionError: nobody listens there.
+        ValueError: no such port. ConnectionError: nobody listens there.
     """
 
     def __init__(self, host: str = HOST, port: int = PORT, timeout: float = 60.0) -> None:
+        check_port(port)
         self.place, self.timeout = f"{host}:{port}", timeout
         try:
             self._socket = socket.create_connection((host, port), timeout)
@@ -43,6 +46,7 @@ class Transport:
             raise ConnectionError(f"no simulator answers at {self.place} ({error.strerror or error}); start AirSim, "
                                   f"or: diffslic airsim-server --port {port}") from error
         self._unpacker = msgpack.Unpacker(max_buffer_size=LARGEST, unicode_errors="surrogateescape")
+        self._awaited: set[int] = set()  # numbers of requests whose answers somebody still waits for
         self._answers: dict[int, tuple[Any, Any]] = {}
         self._number = 0
 
@@ -59,48 +63,69 @@ class Transport:
         self._number += 1
         message = msgpack.packb([REQUEST, self._number, method, arguments], default=plain)
         try:
+            self._socket.settimeout(self.timeout)
             self._socket.sendall(message)
         except OSError as error:
             raise ConnectionError(f"the simulator at {self.place} is gone ({error.strerror or error})") from error
+        self._awaited.add(self._number)
         return Answer(self, self._number, method)
 
     def close(self) -> None:
         """Hang up."""
         self._socket.close()
 
-    def answer(self, number: int, method: str) -> Any:
-        """The answer to request ``number``; those of others that come before it are kept for them."""
+    def answer(self, number: int, method: str) -> tuple[Any, Any]:
+        """Error and result of request ``number``; answers to others that come before it are kept for them."""
+        end = time.monotonic() + self.timeout
         while number not in self._answers:
             try:
+                self._socket.settimeout(max(end - time.monotonic(), 1e-3))
                 received = self._socket.recv(1 << 20)
             except TimeoutError:
+                self._awaited.discard(number)
                 raise TimeoutError(f"the simulator at {self.place} did not answer {method} within "
                                    f"{self.timeout:g} s") from None
             except OSError as error:
                 raise ConnectionError(f"the simulator at {self.place} is gone ({error.strerror or error})") from error
             if not received:
                 raise ConnectionError(f"the simulator at {self.place} closed the connection during {method}")
-            self._unpacker.feed(received)
-            for message in self._unpacker:
-                if not isinstance(message, list) or len(message) != 4 or message[0] != RESPONSE:
-                    raise ConnectionError(f"what listens at {self.place} is no simulator: it does not speak "
-                                          "msgpack-RPC")
-                self._answers[message[1]] = message[2], message[3]
-        error, result = self._answers.pop(number)
-        if error is not None:
-            raise SimulatorError(f"{method}: {error}")
-        return result
+            for came, error, result in self._messages(received):
+                if came in self._awaited:
+                    self._answers[came] = error, result
+        self._awaited.discard(number)
+        return self._answers.pop(number)
+
+    def _messages(self, received: bytes) -> Iterator[tuple[int, Any, Any]]:
+        self._unpacker.feed(received)
+        try:
+            for kind, number, error, result in self._unpacker:
+                if kind != RESPONSE:
+                    raise ValueError
+                yield number, error, result
+        except (TypeError, ValueError, msgpack.UnpackException):
+            raise ConnectionError(f"what listens at {self.place} is no simulator: it does not speak "
+                                  "msgpack-RPC") from None
 
 
 class Answer:
     """An answer that may not have come yet."""
 
     def __init__(self, transport: Transport, number: int, method: str) -> None:
-        self._transport, self._request = transport, (number, method)
+        self._transport, self._number, self._method = transport, number, method
+        self._came: tuple[Any, Any] | None = None
 
     def get(self) -> Any:
-        """Wait for it; once only."""
-        return self._transport.answer(*self._request)
+        """Wait for it, and give the result.
+
+        Raises:
+            SimulatorError, ConnectionError, TimeoutError: see :meth:`Transport.call`.
+        """
+        if self._came is None:
+            self._came = self._transport.answer(self._number, self._method)
+        error, result = self._came
+        if error is not None:
+            raise SimulatorError(f"{self._method}: {error}")
+        return result
 
     def join(self) -> None:
         """Wait until the simulator is done."""
@@ -121,13 +146,22 @@ def connect(host: str = HOST, port: int = PORT, timeout: float = 60.0) -> "airsi
                                   "then pip install --no-deps --no-build-isolation airsim==1.8.1") from error
     client = airsim.MultirotorClient.__new__(airsim.MultirotorClient)  # its constructor would start the loop
     client.client = Transport(host, port, timeout)
-    server, least = client.getServerVersion(), client.getMinRequiredClientVersion()
-    ours, least_server = client.getClientVersion(), client.getMinRequiredServerVersion()
-    if server < least_server or ours < least:
+    try:
+        server, least = client.getServerVersion(), client.getMinRequiredClientVersion()
+        ours, least_server = client.getClientVersion(), client.getMinRequiredServerVersion()
+        if server < least_server or ours < least:
+            raise ConnectionError(f"the simulator at {host}:{port} is of version {server} and wants clients from "
+                                  f"{least}; this client is of version {ours} and wants simulators from {least_server}")
+    except Exception:
         client.client.close()
-        raise ConnectionError(f"the simulator at {host}:{port} is of version {server} and wants clients from {least}; "
-                              f"this client is of version {ours} and wants simulators from {least_server}")
+        raise
     return client
+
+
+def check_port(port: int) -> None:
+    """Refuse what is no port."""
+    if not 0 <= port < 2 ** 16:
+        raise ValueError(f"a port is a number from 0 to 65535, got {port}")
 
 
 def color_image(response: "airsim.ImageResponse") -> Tensor:
@@ -160,7 +194,7 @@ def depth_image(response: "airsim.ImageResponse") -> Tensor:
 
 
 def plain(value: Any) -> Any:
-    """What msgpack cannot write itself: the package's own types, and numbers of numpy."""
+    """As msgpack's ``default``: what it cannot write itself: the package's own types, and numbers of numpy."""
     if hasattr(value, "to_msgpack"):
         return value.to_msgpack()
     if isinstance(value, np.generic):

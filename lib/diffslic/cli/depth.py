@@ -11,11 +11,13 @@ from diffslic.cli.common import Device, Json, Polish, app
 
 @app.command()
 def depth(
-    source: Annotated[Path, typer.Argument(help="A trajectory of TartanAir or a recording of AirSim, or a folder above "
-                                                "several.")],
+    source: Annotated[Path, typer.Argument(help="A trajectory of TartanAir or a folder above several, or a recording "
+                                                "of AirSim.")],
     out: Annotated[Path, typer.Option(help="Where OUT/<clip>/<frame>.npy and its pictures go.")],
     dataset: Annotated[str, typer.Option(help="tartanair or airsim: what has poses on disk.")] = "tartanair",
     offsets: Annotated[str, typer.Option(help="Frames to which flow is computed, from each; fused.")] = "-2,-1,1,2",
+    fov: Annotated[float | None, typer.Option(help="Of AirSim's camera, along the longer side, in degrees.",
+                                              show_default="90")] = None,
     superpixels: Annotated[bool, typer.Option("--superpixels", help="Fit a plane to each superpixel.")] = False,
     weights: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     ssn: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "bsds500",
@@ -38,7 +40,9 @@ def depth(
         steps = [int(word) for word in offsets.split(",")]
     except ValueError:
         raise ValueError(f"--offsets are whole numbers such as -1,1, got {offsets!r}") from None
-    clips = datasets.open(dataset, root=source)
+    if fov is not None and dataset != "airsim":
+        raise ValueError("--fov is for recordings of AirSim, which do not say it")
+    clips = datasets.open(dataset, root=source, **({} if fov is None else {"fov": fov}))
     net = SSN.from_pretrained(ssn, device) if superpixels else None
     rows = pipeline.save_depth(clips, out, RAFT.from_pretrained(weights, device), net, offsets=steps, n_iters=iters,
                                polished=polish, min_parallax=min_parallax, progress=not as_json)
@@ -47,7 +51,7 @@ def depth(
         return
     for row in rows:
         errors = f", AbsRel {row['abs_rel']:.3f}, d1 {row['d1']:.3f}" if "abs_rel" in row else ""
-        print(f"{row['clip']} {row['frame']}: depth on {row['coverage']:.0%} of the pixels{errors}")
+        print(f"{row['clip']} {row['frame']}: depth on {row['valid']:.0%} of the pixels{errors}")
 
 
 @app.command("airsim-server")
