@@ -187,6 +187,8 @@ def start(preset: str = "street", seed: int = 0, size: tuple[int, int] = (144, 2
 class _Connection(socketserver.BaseRequestHandler):
     """One client: requests in, answers out, in their order."""
 
+    server: Server
+
     def handle(self) -> None:
         self.server.connections.add(self.request)
         unpacker = msgpack.Unpacker(max_buffer_size=LARGEST)

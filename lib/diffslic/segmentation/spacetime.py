@@ -89,9 +89,9 @@ def fit_spacetime(flow: Tensor, weights: Tensor, model: str = "quadratic", spaci
         raise ValueError(f"fit must be 'ls' or 'irls', got {fit!r}")
     splines = spline_basis(flow.shape[2], spacing, published).to(flow.device)
     basis = motion_basis(*flow.shape[-2:], model, flow.device).flatten(1)   # (F, N)
-    theta = None
     with torch.no_grad():
-        for _ in range(1 + (n_iters if fit == "irls" else 0)):
+        theta = _solved(flow, weights, basis, splines, distance, None)
+        for _ in range(n_iters if fit == "irls" else 0):
             theta = _solved(flow, weights, basis, splines, distance, theta)
     return theta
 
