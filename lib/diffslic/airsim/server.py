@@ -154,6 +154,11 @@ class Server(socketserver.ThreadingTCPServer):
         self._serving = True
         super().serve_forever(poll_interval)
 
+    def serve_in_background(self) -> None:
+        """Answer from a thread of its own, until :meth:`close`."""
+        self._serving = True  # from now on, not from when the thread gets its turn
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
     def close(self) -> None:
         """Stop answering, hang up on everybody, and give the port back."""
         if self._serving:  # shutting down waits for a loop to end
@@ -179,8 +184,7 @@ def start(preset: str = "street", seed: int = 0, size: tuple[int, int] = (144, 2
         ValueError: no such scene. OSError: the port is taken.
     """
     server = Server(Simulator(preset, seed, size, fov), host, port)
-    server._serving = True  # from now on, not from when the thread gets its turn
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.serve_in_background()
     return server
 
 

@@ -66,13 +66,7 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
     Raises:
         ValueError: flow that is not finite, sizes that differ, an unknown model, fit or distance.
     """
-    check_flow(flow)
-    if weights.ndim != 4 or weights[:, 0].shape != flow[:, 0].shape:
-        raise ValueError(f"weights must be (B, L, H, W) of the flow's size {tuple(flow.shape)}, "
-                         f"got {tuple(weights.shape)}")
-    if fit not in ("ls", "irls"):
-        raise ValueError(f"fit must be 'ls' or 'irls', got {fit!r}")
-    check_distance(distance)
+    check_fit(flow, weights, fit, distance)
     basis = motion_basis(*flow.shape[-2:], model, flow.device).flatten(1)   # (F, N)
     vectors, masks = flow.double().flatten(2), weights.double().flatten(2)[:, :, None]
     theta = _least_squares(basis, vectors, masks)
@@ -142,6 +136,17 @@ def flow_distance(residual: Tensor, distance: str) -> Tensor:
         return residual.norm(dim=-3)
     square = residual.square().sum(-3)
     return square if distance == "squared" else (square + ROUNDING ** 2).sqrt() - ROUNDING
+
+
+def check_fit(flow: Tensor, weights: Tensor, fit: str, distance: str, axes: str = "H, W") -> None:
+    """Refuse what cannot be fitted: flow (B, 2, axes), weights (B, L, axes), an unknown fit or distance."""
+    check_flow(flow, f"(B, 2, {axes})")
+    check_distance(distance)
+    if weights.ndim != flow.ndim or weights[:, 0].shape != flow[:, 0].shape:
+        raise ValueError(f"weights must be (B, L, {axes}) of the flow's size {tuple(flow.shape)}, "
+                         f"got {tuple(weights.shape)}")
+    if fit not in ("ls", "irls"):
+        raise ValueError(f"fit must be 'ls' or 'irls', got {fit!r}")
 
 
 def check_distance(distance: str) -> None:

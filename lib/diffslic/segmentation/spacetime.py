@@ -13,7 +13,7 @@ from torch import Tensor
 from diffslic.segmentation.coherence import check_masks, mask_entropy
 from diffslic.segmentation.parametric import (
     SMALLEST_RESIDUAL,
-    check_distance,
+    check_fit,
     check_flow,
     flow_distance,
     motion_basis,
@@ -80,13 +80,7 @@ def fit_spacetime(flow: Tensor, weights: Tensor, model: str = "quadratic", spaci
     Raises:
         ValueError: sizes that differ, unknown flow, an unknown model, fit or distance.
     """
-    check_flow(flow, "(B, 2, T, H, W)")
-    check_distance(distance)
-    if weights.ndim != 5 or weights[:, 0].shape != flow[:, 0].shape:
-        raise ValueError(f"weights must be (B, L, T, H, W) of the flow's size {tuple(flow.shape)}, "
-                         f"got {tuple(weights.shape)}")
-    if fit not in ("ls", "irls"):
-        raise ValueError(f"fit must be 'ls' or 'irls', got {fit!r}")
+    check_fit(flow, weights, fit, distance, "T, H, W")
     splines = spline_basis(flow.shape[2], spacing, published).to(flow.device)
     basis = motion_basis(*flow.shape[-2:], model, flow.device).flatten(1)   # (F, N)
     with torch.no_grad():
