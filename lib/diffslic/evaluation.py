@@ -1,9 +1,10 @@
-"""Scores of a whole dataset: masks on disk, and superpixels, against the truth."""
+"""Scores of a whole dataset: masks on disk, motion segmentation, and superpixels, against the truth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,15 @@ from skimage.segmentation import slic
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffslic import metrics, viz
+from diffslic import geometry, metrics, pipeline, report, viz
 from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
 from diffslic.datasets.composite_flow import flow_both_ways
 from diffslic.datasets.folder import image_files
 from diffslic.files import written_whole
+from diffslic.segmentation import MotionNet
+from diffslic.segmentation.motionnet import parse_input
+from diffslic.segmentation.selection import ORACLES, SELECTIONS
 from diffslic.superpixels import SSN, SpixelFCN
 from diffslic.training import device_of
 
@@ -94,6 +98,115 @@ def _read_masks(folder: Path, like: Sequence[Path], size: tuple[int, int], proto
             raise ValueError(f"{path}: ids must lie in 0..255, got {int(labels.max())}")
         masks[t] = (labels > 0 if protocol == "davis2016" else labels).numpy()
     return masks
+
+
+# ---------------------------------------------------------------- motion segmentation
+
+KEEP = ("masks", "pictures", "probabilities")
+
+
+class MotionScores(NamedTuple):
+    """Scores of a MotionNet, frame by frame."""
+
+    rows: pd.DataFrame  # sequence, frame, J, F, box, bIoU, and J by the oracles; empty where a frame has no truth
+    summary: dict[str, float]  # means over the frames of a sequence, then over sequences
+
+
+def evaluate_motion(model: MotionNet, clips: Sequence[Clip], folder: str | Path, split: str = "val",
+                    selection: str | None = None, window: int | None = None, low_memory: bool = True,
+                    keep: Collection[str] = (), progress: bool = True) -> MotionScores:
+    """Segment clips by their flow and score every frame that has flow and a mask, at the size of the masks.
+
+    ``folder`` gets ``results_<split>.csv`` (a row per frame), ``results_<split>.json`` (the summary, and how it came
+    about) and what ``keep`` names, below a folder per sequence.
+
+    Args:
+        clips: with flow, and labels in at least one frame of one clip.
+        selection: which layers move, one of ``SELECTIONS``; None: the network's own.
+        window, low_memory: see :meth:`MotionNet.segment`.
+        keep: any of "masks" (png of labels), "pictures" (the layers over frame or flow) and "probabilities" (npy of
+            (L, T, h, w) at the network's size).
+
+    Raises:
+        ValueError: no clip, no truth, an unknown selection or thing to keep.
+    """
+    selection = selection or model.config.selection
+    report.check_choice("selection", selection, list(SELECTIONS))
+    for name in keep:
+        report.check_choice("keep", name, list(KEEP))
+    if not clips:
+        raise ValueError("an evaluation needs a clip, got none")
+    folder, rows = Path(folder), []
+    for clip in tqdm(clips, desc="motion", unit="clip", disable=not progress):
+        rows += _motion_rows(model, clip, folder, selection, window, low_memory, keep)
+    table = pd.DataFrame(rows)
+    if "J" not in table:
+        raise ValueError(f"no frame of {clips[0].name} ... has a mask to score against")
+    summary = table.drop(columns="frame").groupby("sequence").mean().mean().to_dict()
+    with written_whole(folder / f"results_{split}.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    how = {"selection": selection, "window": window or model.config.window, "config": asdict(model.config)}
+    with written_whole(folder / f"results_{split}.json") as temporary:
+        temporary.write_text(report.to_json({**summary, "frames": len(table), "how": how}), encoding="utf-8")
+    return MotionScores(table, summary)
+
+
+def _motion_rows(model: MotionNet, clip: Clip, folder: Path, selection: str, window: int | None, low_memory: bool,
+                 keep: Collection[str]) -> list[dict[str, Any]]:
+    frames, device = list(clip.frames_with("flow")), device_of(model)
+    names = {name for name, _ in map(parse_input, model.config.inputs)} - {"residual"} | {"flow"}
+    fields = {name: field.to(device) for name, field in pipeline.motion_fields(clip, frames, names).items()}
+    masks = torch.stack(list(model.masks(**fields, window=window, low_memory=low_memory)), dim=1).cpu()  # (L, T, h, w)
+    layers = torch.stack([geometry.resize(frame[None], clip.size)[0].argmax(0) for frame in masks.unbind(1)])
+    pieces = [[i] for i in range(len(frames))] if model.config.window == 1 else [list(range(len(frames)))]
+    flow = fields["flow"].cpu()
+    moving = torch.cat([SELECTIONS[selection](layers[piece], flow[piece]) for piece in pieces])
+    _keep(clip, frames, masks, layers, moving, folder / clip.name, keep)
+    truths = {i: truth for i, t in enumerate(frames) if (truth := _labels_or_none(clip, t)) is not None}
+    rows: list[dict[str, Any]] = [{"sequence": clip.name, "frame": clip.frame_name(t)} for t in frames]
+    if not truths:
+        return rows
+    known = list(truths)
+    score = _every_frame(moving[known], torch.stack([truths[i] > 0 for i in known]))
+    for n, i in enumerate(known):
+        rows[i] |= {"J": score.j[0, n], "F": score.f[0, n],
+                    "box": metrics.box_iou(moving[i].byte(), (truths[i] > 0).byte()),
+                    "bIoU": float(np.mean(list(metrics.best_iou(layers[i], truths[i]).values())))}
+    for piece in pieces:
+        seen = [i for i in piece if i in truths]
+        if seen:
+            truth = torch.stack([truths[i] > 0 for i in seen])
+            for name, oracle in ORACLES.items():
+                best = _every_frame(oracle(layers[seen], truth), truth).j[0]
+                for i, value in zip(seen, best):
+                    rows[i][f"J oracle {name}"] = value
+    return rows
+
+
+def _labels_or_none(clip: Clip, t: int) -> Tensor | None:
+    try:
+        return clip.labels(t)
+    except LookupError:  # tables leave frames without a mask
+        return None
+
+
+def _every_frame(masks: Tensor, truth: Tensor) -> metrics.DavisScore:
+    """J and F of (T, H, W) masks in every frame: the two that the protocol drops are put on for it to drop."""
+    return metrics.davis(*(torch.cat([maps[:1], maps, maps[-1:]]).byte() for maps in (masks, truth)))
+
+
+def _keep(clip: Clip, frames: Sequence[int], masks: Tensor, layers: Tensor, moving: Tensor, folder: Path,
+          keep: Collection[str]) -> None:
+    if "probabilities" in keep:
+        io.write_npy(folder / "probabilities.npy", masks.numpy())
+    for i, t in enumerate(frames):
+        name = clip.frame_name(t)
+        if "masks" in keep:
+            io.write_labels(folder / "masks" / f"{name}.png", moving[i].long())
+        if "pictures" in keep:
+            below = clip.frame(t) if clip.has("frame") else viz.flow_to_color(clip.flow(t))
+            picture = viz.overlay(below, layers[i] * moving[i] + moving[i])
+            io.write_image(folder / "pictures" / f"{name}.png", torch.from_numpy(picture).permute(2, 0, 1) / 255)
 
 
 # ---------------------------------------------------------------- superpixels

@@ -33,6 +33,24 @@ def data_check(
         raise typer.Exit(1)
 
 
+@data_app.command("split")
+def data_split(
+    root: Annotated[Path, typer.Argument(help="The base folder: paths in the table begin here.")],
+    out: Annotated[Path, typer.Option(help="The table, such as DataSplit/MINE_val.csv.")],
+    images: Annotated[str, typer.Option(help="Folders of frames below ROOT, * for the sequence.")],
+    flow: Annotated[str, typer.Option(help="Folders of their flow, a file per frame of the same stem.")],
+    masks: Annotated[str | None, typer.Option(help="Folders of their masks, where there are some.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a DataSplit: a csv that names the frame, the flow and the mask of every row.
+
+    Example: diffslic data split DATA --images 'DAVIS/JPEGImages/480p/*' --flow 'DAVIS/flow/*' --out MINE_val.csv
+    """
+    from diffslic.datasets.split import write_split
+
+    show({"rows": write_split(out, root, images, flow, masks), "out": str(out)}, as_json)
+
+
 @app.command()
 def scenes(
     out: Annotated[Path, typer.Argument(help="The folder to write.")],

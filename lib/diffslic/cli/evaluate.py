@@ -9,6 +9,7 @@ import typer
 
 from diffslic import report
 from diffslic.cli.common import (
+    Cache,
     Compactness,
     Device,
     Iters,
@@ -21,7 +22,7 @@ from diffslic.cli.common import (
     show,
 )
 
-evaluate_app = typer.Typer(help="Score masks, or superpixels.", rich_markup_mode=None)
+evaluate_app = typer.Typer(help="Score masks, motion segmentation, or superpixels.", rich_markup_mode=None)
 app.add_typer(evaluate_app, name="evaluate")
 
 Pred = Annotated[Path, typer.Argument(help="PRED/<sequence>/00000.png")]
@@ -119,3 +120,53 @@ def superpixels(
     print("\nasa achievable segmentation accuracy, br, bp boundary recall and precision, ue undersegmentation error,\n"
           "iou of a majority vote, co compactness, ev explained variation of colour, count of superpixels achieved")
     print(f"also: {out / 'scores.csv'}, {out / 'curve.csv'}, {out / 'curve.png'}")
+
+
+@evaluate_app.command("motion")
+def motion(
+    root: Annotated[Path, typer.Argument(help="The dataset's folder, or the base of the paths of --file.")],
+    out: Annotated[Path, typer.Option(help="Where results_SPLIT.csv and .json go, and what is kept.")],
+    dataset: Annotated[str, typer.Option(help="split (a table of files), davis2016 or davis2017.")] = "split",
+    file: Annotated[Path | None, typer.Option(help="Of a split: its name without _SPLIT.csv.")] = None,
+    splits: Annotated[str, typer.Option("--split", help="One, or several with commas between them.")] = "val",
+    resolution: Resolution = "480p", cache: Cache = Path("cache"),
+    weights: Annotated[str, typer.Option(help="MotionNet: em, spacetime or a file.")] = "spacetime",
+    raft: Annotated[str, typer.Option(help="RAFT, where a dataset comes without flow.")] = "small",
+    selection: Annotated[str | None, typer.Option(help="Which layers move: largest or moving.",
+                                                  show_default="as the weights say")] = None,
+    window: Annotated[int | None, typer.Option(help="Frames seen at once, -1 for the whole clip.",
+                                               show_default="as the weights say")] = None,
+    low_memory: Annotated[bool, typer.Option(help="Window after window, not all at once.")] = True,
+    save_masks: Annotated[bool, typer.Option("--save-masks")] = False,
+    save_pictures: Annotated[bool, typer.Option("--save-pictures")] = False,
+    save_probabilities: Annotated[bool, typer.Option("--save-probabilities")] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Score motion segmentation by flow: a csv with a row per frame, and beside it what oracles would have chosen.
+
+    Example: diffslic evaluate motion DATA --file DataSplit/DAVIS_D16Split --split val --out runs/motion
+    """
+    from diffslic import datasets, evaluation, pipeline
+    from diffslic.flow import RAFT
+    from diffslic.segmentation import MotionNet
+
+    report.check_choice("dataset", dataset, ["split", "davis2016", "davis2017"])
+    if (dataset == "split") != (file is not None):
+        raise ValueError("--file is the table of --dataset split: one needs the other")
+    net = MotionNet.from_pretrained(weights, device)
+    keep = [name for name, kept in (("masks", save_masks), ("pictures", save_pictures),
+                                    ("probabilities", save_probabilities)) if kept]
+    figures: dict[str, float] = {}
+    for split in splits.split(","):
+        if file is not None:
+            clips = datasets.open("split", root=root, file=file, split=split)
+        else:
+            clips = pipeline.precompute_flow(open_clips(dataset, root, split, resolution),
+                                             RAFT.from_pretrained(raft, device),
+                                             pipeline.cache_folder(cache, dataset, resolution, "flow"),
+                                             progress=not as_json)
+        scores = evaluation.evaluate_motion(net, clips, out, split, selection, window, low_memory, keep,
+                                            progress=not as_json)
+        figures |= {f"{split} {name}": value for name, value in scores.summary.items()}
+    show({**figures, "out": str(out)}, as_json)

@@ -28,6 +28,25 @@ from diffslic.cli.common import (
     show,
 )
 
+MotionData = Annotated[str, typer.Option("--dataset", help="scenes, davis2016, davis2016+scenes, or split.")]
+MotionRoot = Annotated[Path | None, typer.Option("--root", help="DAVIS's folder, or the base of --file's paths.")]
+SplitFile = Annotated[Path | None, typer.Option("--file", help="Of a split: its name without _train.csv.")]
+MotionScenes = Annotated[int, typer.Option("--n-clips", help="Scenes to train on.")]
+Layers = Annotated[int, typer.Option("--layers", help="Masks.")]
+MotionInputs = Annotated[str, typer.Option("--inputs", help="Any of residual,flow,image,flow_rgb, also those of other "
+                                                            "frames: flow+1,flow-4.")]
+MotionWidths = Annotated[str, typer.Option("--widths", help="Channels at each scale.")]
+ImageSize = Annotated[tuple[int, int], typer.Option("--image-size", help="Rows and columns of the network.")]
+MotionModel = Annotated[str, typer.Option("--model", help="Of a layer's motion: constant, affine or quadratic.")]
+Distance = Annotated[str, typer.Option(help="l1, l2, squared or charbonnier.")]
+Fit = Annotated[str, typer.Option(help="Of the motions: ls (as published) or irls.")]
+Normalised = Annotated[bool, typer.Option(help="Count in units of the frame's mean motion.")]
+Entropy = Annotated[float, typer.Option(help="Weight of the entropy.")]
+GlobalMotion = Annotated[str, typer.Option(help="Strength of added camera motion: none, light, medium or strong.")]
+Crop = Annotated[int | None, typer.Option(help="Side of square crops, in pixels of the network.")]
+Noise = Annotated[float, typer.Option(help="Deviation of noise on the input, in units of the flow's strength.")]
+Selection = Annotated[str, typer.Option(help="Which layers move: largest or moving.")]
+
 train_app = typer.Typer(help="Train a network; a stopped run goes on where it was.", rich_markup_mode=None)
 app.add_typer(train_app, name="train")
 
@@ -136,6 +155,85 @@ def train_unet(
     fit = unet.train(out, clips, validation, **shape, residual=residual, steps=steps, batch_size=batch_size,
                      learning_rate=rate, seed=seed,
                      **_how(device, devices, precision, workers, logger, out, as_json))
+    _show_fit(fit, as_json)
+
+
+@train_app.command("em")
+def train_em(
+    out: TrainOut,
+    dataset: MotionData = "davis2016+scenes", root: MotionRoot = None, file: SplitFile = None,
+    resolution: Resolution = "480p", cache: Cache = Path("cache"), n_clips: MotionScenes = 40,
+    layers: Layers = 4, inputs: MotionInputs = "residual,flow", widths: MotionWidths = "16,32,64,128,128",
+    image_size: ImageSize = (128, 224), model: MotionModel = "quadratic", distance: Distance = "l1",
+    fit: Fit = "ls", normalised: Normalised = True, entropy: Entropy = 0.01, global_motion: GlobalMotion = "light",
+    crop: Crop = None, noise: Noise = 0.0, selection: Selection = "moving",
+    start: Start = None, steps: Steps = 3000, batch_size: Batch = 8, rate: Rate = 1e-3, seed: Seed = 4,
+    device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true", workers: Workers = 1,
+    logger: Logger = None, as_json: Json = False,
+) -> None:
+    """Train motion segmentation frame by frame on flow alone, without masks (the EM system).
+
+    Example: diffslic train em --out runs/em --dataset split --root DATA --file DataSplit/Exp6_Split
+    """
+    config = {"window": 1, "n_layers": layers, "inputs": inputs.split(","), "selection": selection,
+              "widths": [int(width) for width in widths.split(",")], "size": image_size}
+    loss = {"model": model, "distance": distance, "fit": fit, "normalised": normalised, "entropy": entropy}
+    augmentation = {"global_motion": global_motion, "crop": crop, "noise": noise}
+    _train_motion("em", out, dataset, root, file, resolution, cache, n_clips, config, loss, augmentation, as_json,
+                  start=start, steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed,
+                  **_how(device, devices, precision, workers, logger, out, as_json))
+
+
+@train_app.command("spacetime")
+def train_spacetime(
+    out: TrainOut,
+    dataset: MotionData = "davis2016+scenes", root: MotionRoot = None, file: SplitFile = None,
+    resolution: Resolution = "480p", cache: Cache = Path("cache"), n_clips: MotionScenes = 40,
+    window: Annotated[int, typer.Option(help="Frames seen at once.")] = 9, layers: Layers = 4,
+    inputs: MotionInputs = "residual,flow", widths: MotionWidths = "16,32,64,128", image_size: ImageSize = (128, 224),
+    model: MotionModel = "quadratic",
+    spacing: Annotated[int, typer.Option(help="Frames between the control points of a layer's motion.")] = 3,
+    distance: Distance = "l1", fit: Fit = "ls", normalised: Normalised = True,
+    consistency: Annotated[float, typer.Option(help="Weight of Euler-Potts.")] = 1.0,
+    potts: Annotated[float, typer.Option(help="Weight of Potts.")] = 0.0, entropy: Entropy = 0.01,
+    global_motion: GlobalMotion = "light",
+    temporal_scale: Annotated[str, typer.Option(help="Speed changes over a window: none, light, medium or "
+                                                     "strong.")] = "none",
+    crop: Crop = None, noise: Noise = 0.0,
+    null: Annotated[float, typer.Option(help="Share of windows in which a frame's input is nothing.")] = 0.0,
+    selection: Selection = "moving",
+    start: Start = None, steps: Steps = 1500, batch_size: Batch = 2, rate: Rate = 1e-3, seed: Seed = 4,
+    device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true", workers: Workers = 1,
+    logger: Logger = None, as_json: Json = False,
+) -> None:
+    """Train motion segmentation over windows of frames on flow alone, without masks (the long-term system).
+
+    Example: diffslic train spacetime --out runs/spacetime --root ../DAVIS2016 --window 9 --layers 4
+    """
+    config = {"window": window, "n_layers": layers, "inputs": inputs.split(","), "selection": selection,
+              "widths": [int(width) for width in widths.split(",")], "size": image_size}
+    loss = {"model": model, "spacing": spacing, "distance": distance, "fit": fit, "normalised": normalised,
+            "consistency": consistency, "potts": potts, "entropy": entropy}
+    augmentation = {"global_motion": global_motion, "temporal_scale": temporal_scale, "crop": crop, "noise": noise,
+                    "null": null}
+    _train_motion("spacetime", out, dataset, root, file, resolution, cache, n_clips, config, loss, augmentation,
+                  as_json, start=start, steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed,
+                  **_how(device, devices, precision, workers, logger, out, as_json))
+
+
+def _train_motion(system: str, out: Path, dataset: str, root: Path | None, file: Path | None, resolution: str,
+                  cache: Path, n_clips: int, config: dict[str, Any], loss: dict[str, Any],
+                  augmentation: dict[str, Any], as_json: bool, **how: Any) -> None:
+    from diffslic.recipes import motion
+    from diffslic.segmentation import MotionNetConfig
+
+    shape = MotionNetConfig(**config)  # before hours of preparation
+    changes = motion.Augmentation(**augmentation)
+    where = how["device"] if how["device"] != "auto" else "cpu"
+    clips, validation = motion.prepare(dataset, cache, root=root, resolution=resolution, file=file, n_clips=n_clips,
+                                       n_frames=shape.window + 1, device=where, progress=not as_json)
+    fit = motion.train(out, clips, validation, system=system, config=shape, loss=motion.Loss(**loss),
+                       augmentation=changes, **how)
     _show_fit(fit, as_json)
 
 

@@ -30,7 +30,11 @@ def segment(
     source: Annotated[Path, typer.Argument(help="A folder of frames, a video file, or a dataset's folder.")],
     out: Annotated[Path, typer.Option(help="Where masks/, overlay/ and overlay.mp4 go; of a dataset: OUT/<clip>/...")],
     dataset: Dataset = "folder", split: Split = "all", resolution: Resolution = "480p",
-    weights: Annotated[str, typer.Option(help="U-Net: a shipped name or a file.")] = "motion",
+    method: Annotated[str, typer.Option(help="unet (learned from masks), em or spacetime (from flow alone).")] = "unet",
+    weights: Annotated[str | None, typer.Option(help="Of the method's network: a shipped name or a file.",
+                                                show_default="motion, em or spacetime")] = None,
+    window: Annotated[int | None, typer.Option(help="Of spacetime: frames seen at once, -1 for all.",
+                                               show_default="9")] = None,
     raft: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     ssn: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "scenes",
     rows: Annotated[int, typer.Option(help="Height at which the networks work.")] = 240,
@@ -45,13 +49,15 @@ def segment(
 
     Example: diffslic segment my_frames/ --out masks/
 
-    masks/masks/ then holds a png with a palette per frame: 0 where the world stands, 1 where something moves.
+    masks/masks/ then holds a png with a palette per frame: 0 where the world stands, 1 where something moves; with
+    --method spacetime a number for each thing that moves, the same over the whole video.
 
     All clips of a dataset: diffslic segment ../DAVIS2016 --dataset davis2016 --split val --out masks/
     """
     from diffslic import pipeline
 
-    how = {"weights": weights, "raft": raft, "ssn": ssn, "rows": rows, "polished": polish, "device": device}
+    how = {"method": method, "weights": weights, "window": window, "raft": raft, "ssn": ssn, "rows": rows,
+           "polished": polish, "device": device}
     if dataset == "folder":
         result = pipeline.segment(source, **how)
         result.save(out, overlay, fps, progress=not as_json)

@@ -11,7 +11,7 @@ Reader = Callable[[int], Tensor]
 # Every kind of reader, with how many frames it cannot serve: at the beginning, at the end.
 KINDS = {"frame": (0, 0), "labels": (0, 0), "segments": (0, 0), "annotations": (0, 0), "depth": (0, 0),
          "camera_to_world": (0, 0), "flow": (0, 1), "occlusion": (0, 1), "backward_flow": (1, 0),
-         "backward_occlusion": (1, 0), "superpixel_labels": (0, 0), "superpixel_vectors": (0, 0)}
+         "backward_occlusion": (1, 0), "flow_rgb": (0, 1), "superpixel_labels": (0, 0), "superpixel_vectors": (0, 0)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,6 +85,10 @@ class Clip:
     def backward_occlusion(self, t: int) -> Tensor:
         """(H, W) bool: the pixel of frame t is not seen in frame t - 1, t in 1..T-1."""
         return self._read("backward_occlusion", t)
+
+    def flow_rgb(self, t: int) -> Tensor:
+        """(3, H, W) float32 RGB in [0, 1]: the flow as a picture, where a dataset comes with one, t in 0..T-2."""
+        return self._read("flow_rgb", t)
 
     def depth(self, t: int) -> Tensor:
         """(1, H, W) float32 metres along z."""

@@ -15,6 +15,8 @@ from diffslic.metrics.masks import davis_summary as davis_summary
 from diffslic.metrics.partitions import compactness as compactness
 from diffslic.metrics.partitions import explained_variation as explained_variation
 from diffslic.metrics.partitions import superpixels as superpixels
+from diffslic.metrics.segments import best_iou as best_iou
+from diffslic.metrics.segments import box_iou as box_iou
 
-__all__ = ["MAX_PROPOSALS", "PROTOCOLS", "STATISTICS", "DavisScore", "compactness", "davis", "davis_summary", "depth",
-           "explained_variation", "flow", "superpixels"]
+__all__ = ["MAX_PROPOSALS", "PROTOCOLS", "STATISTICS", "DavisScore", "best_iou", "box_iou", "compactness",
+           "davis", "davis_summary", "depth", "explained_variation", "flow", "superpixels"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffslic import geometry
 from diffslic.datasets.clip import Clip
-from diffslic.segmentation import camera_motion
+from diffslic.segmentation import flow_channels
 from diffslic.superpixels import SSN
 
 INPUTS = ("flow", "superpixels", "image")
@@ -29,24 +29,6 @@ def find_superpixels(ssn: SSN, frame: Tensor, n_spixels: int = N_SPIXELS) -> Sup
     n_spixels = min(n_spixels, frame.shape[-2] * frame.shape[-1])
     soft = ssn(frame[None], n_spixels)
     return Superpixels(soft.labels[0], soft.pool(ssn.appearance(frame[None]))[0])
-
-
-def flow_channels(flow: Tensor) -> Tensor:
-    """Flow as a network likes it: what the camera does not explain, and the whole.
-
-    The residual to the dominant quadratic motion shows what moves by itself; the whole flow tells near from far.
-    Each pair of channels is divided by its 95th percentile, or by one pixel where that is larger, so that fast and
-    slow videos look alike and noise in a still frame stays small.
-
-    Args:
-        flow: (2, H, W) in pixels, finite.
-
-    Returns:
-        (4, H, W): residual u, v, then flow u, v.
-    """
-    residual = flow - camera_motion(flow[None])[0]
-    return torch.cat([field / field.norm(dim=0).flatten()[::7].quantile(0.95).clamp(min=1)
-                      for field in (residual, flow)])
 
 
 def superpixel_differences(superpixels: Superpixels) -> Tensor:

@@ -1,5 +1,6 @@
 """The whole job: frames to flow to superpixels to masks, from a cache or straight through."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,10 +20,14 @@ from diffslic.datasets.video import write_video
 from diffslic.files import note_says, write_note
 from diffslic.flow import POLISH, RAFT
 from diffslic.pipeline.inputs import clip_input, find_superpixels, mirrored_input, network_input
+from diffslic.pipeline.motion import painted
 from diffslic.pipeline.precompute import ends, fingerprint, video_flow
-from diffslic.segmentation import UNet
+from diffslic.segmentation import MotionNet, UNet
+from diffslic.segmentation.motionnet import parse_input
 from diffslic.superpixels import SSN
 from diffslic.training import device_of
+
+METHODS = ("unet", "em", "spacetime")
 
 
 def predict(unet: UNet, clip: Clip, progress: bool = False) -> np.ndarray:
@@ -56,35 +61,40 @@ def predict_from_flow(method: Callable[[Tensor], Tensor], clip: Clip) -> np.ndar
 
 
 @dataclass(frozen=True)
-class Segmentation:
-    """What moves by itself in a video: computed when it is asked for, a frame at a time."""
+class Segmentation(ABC):
+    """What moves by itself in a video, computed when it is asked for."""
 
     clip: Clip
-    unet: UNet
     raft: RAFT
-    ssn: SSN
     rows: int
     n_iters: int
     polished: bool
 
+    @property
+    @abstractmethod
+    def made_by(self) -> dict[str, Any]:
+        """What takes part, as JSON: where anything of it is another, so are the masks."""
+
+    @abstractmethod
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Masks (H, W) uint8 of the frames from ``start`` on: 0 background, from 1 what moves."""
+
     @cached_property
     def masks(self) -> np.ndarray:
-        """(T, H, W) uint8 of the whole video: 0 background, 1 moving."""
+        """(T, H, W) uint8 of the whole video: 0 background, from 1 what moves."""
         return np.stack(list(self.frames()))
 
-    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Masks (H, W) uint8 of the frames from ``start`` on: frames to flow to superpixels to masks."""
+    def frames_with_flow(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames (3, h, w) at the height of the networks, each with a flow (2, h, w) of its own pixels.
+
+        The last frame's flow is the way back, turned around.
+        """
         height, width = self.clip.size
         size = (self.rows, max(8, round(width * self.rows / height))) if self.rows < height else self.clip.size
-        first = min(start, len(self.clip) - 2)  # flow needs two frames
-        device, inputs = device_of(self.unet), self.unet.config.inputs
+        device = device_of(self.raft)
         pictures = (geometry.resize(self.clip.frame(t)[None].to(device), size)[0]
-                    for t in range(first, len(self.clip)))
-        pairs = _frames_with_flow(self.raft, pictures, self.n_iters, self.polished)
-        for t, (frame, flow) in enumerate(pairs, first):
-            if t >= start:
-                superpixels = find_superpixels(self.ssn, frame) if "superpixels" in inputs else None
-                yield _mask(self.unet, network_input(inputs, flow, superpixels, frame), self.clip.size)
+                    for t in range(start, len(self.clip)))
+        return _frames_with_flow(self.raft, pictures, self.n_iters, self.polished)
 
     def save(self, folder: str | Path, overlay: bool = True, fps: float | None = None,
              progress: bool = True) -> None:
@@ -119,7 +129,7 @@ class Segmentation:
         """Note in the folder whose masks it holds; refuse one that holds others."""
         settings = {"frames": len(self.clip), "ends": ends(self.clip), "rows": self.rows,
                     "n_iters": self.n_iters, "polished": POLISH if self.polished else "",
-                    "networks": [fingerprint(net) for net in (self.unet, self.raft, self.ssn)]}
+                    **self.made_by}
         note = folder / "segmentation.json"
         if (folder / "masks").is_dir() and not note_says(note, settings):
             raise ValueError(f"{folder} holds other masks: remove them or choose another folder")
@@ -131,16 +141,67 @@ class Segmentation:
             yield torch.from_numpy(picture).permute(2, 0, 1).float() / 255
 
 
-def segment(source: str | Path | Clip, weights: str | Path = "motion", raft: str | Path = "small",
+@dataclass(frozen=True)
+class UNetSegmentation(Segmentation):
+    """By the U-Net that learned from masks: frames to flow to superpixels to masks, a frame at a time."""
+
+    unet: UNet
+    ssn: SSN
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        return {"networks": [fingerprint(net) for net in (self.unet, self.raft, self.ssn)]}
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        inputs, first = self.unet.config.inputs, min(start, len(self.clip) - 2)  # flow needs two frames
+        for t, (frame, flow) in enumerate(self.frames_with_flow(first), first):
+            if t >= start:
+                superpixels = find_superpixels(self.ssn, frame) if "superpixels" in inputs else None
+                yield _mask(self.unet, network_input(inputs, flow, superpixels, frame), self.clip.size)
+
+
+@dataclass(frozen=True)
+class MotionSegmentation(Segmentation):
+    """By a MotionNet that never saw a mask: labels from 1 are layers that move, the same ones in all frames.
+
+    Which layers move is decided over the whole video: its flow is computed before the first mask is there, and again
+    where a stopped run goes on.
+    """
+
+    net: MotionNet
+    window: int | None
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        return {"networks": [fingerprint(net) for net in (self.net, self.raft)], "window": self.window,
+                "selection": self.net.config.selection}
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        names = {name for name, _ in map(parse_input, self.net.config.inputs)} - {"residual"} | {"flow"}
+        read = {"flow": lambda frame, flow: flow, "image": lambda frame, flow: frame,
+                "flow_rgb": lambda frame, flow: painted(flow)}
+        fields: dict[str, list[Tensor]] = {name: [] for name in names}
+        for frame, flow in self.frames_with_flow():
+            for name in names:
+                fields[name].append(read[name](frame, flow))
+        labels = self.net.segment(**{name: torch.stack(of_frames) for name, of_frames in fields.items()},
+                                  window=self.window)
+        for label in labels[start:]:
+            yield geometry.resize_labels(label[None], self.clip.size)[0].byte().cpu().numpy()
+
+
+def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: str | Path = "small",
             ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, polished: bool = True,
-            device: str = "cpu") -> Segmentation:
+            method: str = "unet", window: int | None = None, device: str = "cpu") -> Segmentation:
     """The whole job: ``segment("my_frames/").save("masks/")``.
 
     Args:
         source: a folder of frames, a video file, or a clip.
-        weights, raft, ssn: shipped names or files of the U-Net, the flow and the superpixel network.
+        weights: a shipped name or file of the method's network; None: "motion" of the U-Nets, or the method's own.
+        raft, ssn: the same of the flow and, for the U-Net, of the superpixel network.
         rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
-        n_iters, polished: see :func:`video_flow`.
+        method: "unet" (learned from masks), "em" or "spacetime" (learned from flow alone, see :class:`MotionNet`).
+        n_iters, polished: see :func:`video_flow`. window: see :meth:`MotionNet.segment`.
 
     Returns:
         A :class:`Segmentation`, nothing of which is computed yet.
@@ -148,12 +209,20 @@ def segment(source: str | Path | Clip, weights: str | Path = "motion", raft: str
     Raises:
         FileNotFoundError, ValueError: nothing to read, one frame only, no such weights or device.
     """
+    if method not in METHODS:
+        raise ValueError(f"the method is one of {', '.join(METHODS)}, got {method!r}")
     if rows < 8 or n_iters < 1:
         raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
     _check_length(clip)
-    return Segmentation(clip, UNet.from_pretrained(weights, device), RAFT.from_pretrained(raft, device),
-                        SSN.from_pretrained(ssn, device), rows, n_iters, polished)
+    flow = RAFT.from_pretrained(raft, device)
+    if method == "unet":
+        return UNetSegmentation(clip, flow, rows, n_iters, polished, UNet.from_pretrained(weights or "motion", device),
+                                SSN.from_pretrained(ssn, device))
+    if window is not None and window != -1 and window < 1:
+        raise ValueError(f"a window has at least one frame, or is -1 for the whole clip, got {window}")
+    net = MotionNet.from_pretrained(weights or method, device)
+    return MotionSegmentation(clip, flow, rows, n_iters, polished, net, window)
 
 
 def segment_clips(clips: Sequence[Clip], folder: str | Path, overlay: bool = True, fps: float | None = None,

@@ -1,17 +1,29 @@
 """Motion segmentation: the room that turns flow and features into masks.
 
-``unet`` is the network and its supervised loss, ``parametric`` the motion models that explain the flow of a mask,
-``coherence`` the loss that follows from them, ``spacetime`` both over whole clips, ``baselines`` the methods that learn
-nothing and that every network must beat.
+``unet`` is the network and its supervised loss, ``inputs`` how it sees flow. ``parametric`` are the motion models that
+explain the flow of a mask, ``em`` segmentation by them alone, ``coherence`` the loss that follows, ``spacetime`` both
+over whole clips, ``unet3d`` and ``motionnet`` the networks that learn from it, ``linking`` how their windows become a
+clip, ``selection`` which of their layers move. ``baselines`` are the methods that learn nothing and that every network
+must beat.
 """
 
 from diffslic.segmentation.baselines import camera_residual_mask as camera_residual_mask
 from diffslic.segmentation.baselines import flow_magnitude_mask as flow_magnitude_mask
 from diffslic.segmentation.coherence import coherence_loss as coherence_loss
+from diffslic.segmentation.em import EMResult as EMResult
+from diffslic.segmentation.em import expectation_maximisation as expectation_maximisation
+from diffslic.segmentation.inputs import flow_channels as flow_channels
+from diffslic.segmentation.linking import Window as Window
+from diffslic.segmentation.linking import link as link
+from diffslic.segmentation.linking import window_starts as window_starts
+from diffslic.segmentation.motionnet import MotionNet as MotionNet
+from diffslic.segmentation.motionnet import MotionNetConfig as MotionNetConfig
 from diffslic.segmentation.parametric import camera_motion as camera_motion
 from diffslic.segmentation.parametric import fit_motion as fit_motion
 from diffslic.segmentation.parametric import motion_basis as motion_basis
 from diffslic.segmentation.parametric import motion_flow as motion_flow
+from diffslic.segmentation.selection import all_but_largest as all_but_largest
+from diffslic.segmentation.selection import moving_layers as moving_layers
 from diffslic.segmentation.spacetime import fit_spacetime as fit_spacetime
 from diffslic.segmentation.spacetime import spacetime_flow as spacetime_flow
 from diffslic.segmentation.spacetime import spacetime_loss as spacetime_loss
@@ -20,7 +32,10 @@ from diffslic.segmentation.spacetime import temporal_consistency as temporal_con
 from diffslic.segmentation.unet import UNet as UNet
 from diffslic.segmentation.unet import UNetConfig as UNetConfig
 from diffslic.segmentation.unet import bce_dice as bce_dice
+from diffslic.segmentation.unet3d import SpaceTimeUNet as SpaceTimeUNet
 
-__all__ = ["UNet", "UNetConfig", "bce_dice", "camera_motion", "camera_residual_mask", "coherence_loss", "fit_motion",
-           "fit_spacetime", "flow_magnitude_mask", "motion_basis", "motion_flow", "spacetime_flow", "spacetime_loss",
-           "spline_basis", "temporal_consistency"]
+__all__ = ["EMResult", "MotionNet", "MotionNetConfig", "SpaceTimeUNet", "UNet", "UNetConfig", "Window",
+           "all_but_largest", "bce_dice", "camera_motion", "camera_residual_mask",
+           "coherence_loss", "expectation_maximisation", "fit_motion", "fit_spacetime", "flow_channels",
+           "flow_magnitude_mask", "link", "motion_basis", "motion_flow", "moving_layers", "spacetime_flow",
+           "spacetime_loss", "spline_basis", "temporal_consistency", "window_starts"]

@@ -1,0 +1,258 @@
+"""CSV DataSplit files: tables that name the flow, the image and the mask of every frame, relative to a base folder.
+
+The files of the EM and of the long-term motion segmentation systems, ``NAME_train.csv``, ``NAME_val.csv`` ..., are read
+as they are. A row is a frame and the flow that leaves it:
+
+===================  ==================================================================================================
+``Flow``             file of the flow from this frame to the next; blank in no row but the last of a sequence
+``Flow+1, Flow-4``   the same for other frames of the sequence, which then need no row of their own
+``Image``            optional, the frame
+``GtMask``           optional, blank where a frame has none
+``FlowRGB``          optional, the flow as a picture
+``Sequence``         optional, the clip; without it, the folder of the flow file
+``Sequence_Index``   optional, the number of the frame; without it, rows count in their order
+===================  ==================================================================================================
+
+Other columns are of no account. The last frame of a sequence has no flow and is usually not listed: it is found in the
+folder of the images where they are in order there, and is otherwise a frame without image.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from diffslic.datasets.clip import Clip, Reader
+from diffslic.datasets.folder import image_files
+from diffslic.datasets.io import check_size, image_size, read_flow, read_image, read_labels
+from diffslic.datasets.problems import problems_of
+from diffslic.files import written_whole
+
+KINDS = {"Flow": "flow", "Image": "frame", "GtMask": "labels", "FlowRGB": "flow_rgb"}
+PARTS = ("train", "val", "test")
+
+
+@dataclass
+class _Sequence:
+    """Files of a sequence by column, and within it by frame number."""
+
+    name: str
+    files: dict[str, dict[int, Path]] = field(default_factory=lambda: {column: {} for column in KINDS})
+    rows: dict[int, int] = field(default_factory=dict)  # line of the csv by frame number, for what is said of it
+
+
+def clips(root: str | Path, file: str | Path, split: str | None = None,
+          sequences: Sequence[str] | None = None) -> list[Clip]:
+    """One clip per sequence of a DataSplit, in the order of the file.
+
+    Args:
+        root: the base folder of the paths in the table.
+        file: the csv, or with ``split`` its name without ``_<split>.csv``.
+        split: "train", "val" or "test".
+        sequences: only these.
+
+    Raises:
+        FileNotFoundError: no such table, or a file that it names is missing (the row is told).
+        ValueError: no table, a missing column, one frame twice, an unknown sequence.
+    """
+    found = _read(Path(root), _table_path(file, split))
+    unknown = sorted(set(sequences or ()) - set(found))
+    if unknown:
+        raise ValueError(f"{file}: no sequence {unknown[0]!r}, it has {', '.join(list(found)[:10])}")
+    return [_clip(sequence) for name, sequence in found.items() if sequences is None or name in sequences]
+
+
+def problems(root: str | Path, deep: bool) -> Iterator[str]:
+    """What is missing or broken in the tables of a folder, one line each; see :func:`diffslic.datasets.check`.
+
+    The tables are looked for in ``ROOT/DataSplit`` and in ``ROOT`` itself; their paths begin at ``ROOT``.
+    """
+    root = Path(root)
+    tables = sorted({*(root / "DataSplit").glob("*.csv"), *root.glob("*.csv")})
+    if not tables:
+        yield f"{root}: no tables, expected DataSplit/NAME_train.csv or NAME_train.csv"
+    for table in tables:
+        try:
+            found = _read(root, table)
+        except (OSError, ValueError) as error:
+            yield str(error)
+            continue
+        yield from problems_of([partial(_clip, sequence) for sequence in found.values()], deep)
+
+
+def write_split(path: str | Path, root: str | Path, images: str, flows: str, masks: str | None = None) -> int:
+    """Write a DataSplit for folders of files: a row for every frame that has flow.
+
+    Args:
+        path: the csv, such as ``DataSplit/MINE_val.csv``.
+        root: the base folder. images, flows, masks: folders below it with ``*`` in the sequence's place, such as
+            ``DAVIS/JPEGImages/480p/*``; without ``*`` there is one sequence. Files of one frame have one stem.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        FileNotFoundError: no images, or none with flow. ValueError: ``*`` in one pattern and not in another.
+    """
+    root = Path(root)
+    if any(("*" in other) != ("*" in images) for other in (flows, masks) if other is not None):
+        raise ValueError(f"the sequence's * belongs into all patterns or none, got {images!r}, {flows!r}, {masks!r}")
+    folders = sorted(folder for folder in root.glob(images) if folder.is_dir())
+    rows = []
+    for folder in folders:
+        name = _starred(images, folder.relative_to(root).as_posix()) or folder.name
+        flow_folder = root / flows.replace("*", name)
+        by_stem = {file.stem: file for file in sorted(flow_folder.iterdir())} if flow_folder.is_dir() else {}
+        mask_folder = root / masks.replace("*", name) if masks is not None else None
+        truths = {file.stem: file for file in image_files(mask_folder)} if mask_folder and mask_folder.is_dir() else {}
+        for index, image in enumerate(image_files(folder)):
+            if image.stem in by_stem:
+                files = {"Image": image, "GtMask": truths.get(image.stem), "Flow": by_stem[image.stem]}
+                rows.append({column: file.relative_to(root).as_posix() if file else "" for column, file in
+                             files.items()} | {"Sequence": name, "Sequence_Index": index})
+    if not rows:
+        raise FileNotFoundError(f"{root}: no images {images} with flow {flows}, which names one file per frame by its "
+                                "stem" if folders else f"{root}: no folder {images}")
+    with written_whole(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+    return len(rows)
+
+
+def _starred(pattern: str, path: str) -> str:
+    """What stands in the place of ``*``."""
+    match = re.fullmatch(re.escape(pattern).replace(r"\*", "([^/]*)", 1), path)
+    return match.group(1) if match and match.groups() else ""
+
+
+def _table_path(file: str | Path, split: str | None) -> Path:
+    path = Path(file)
+    if split is not None:
+        if split not in PARTS:
+            raise ValueError(f"split must be one of {', '.join(PARTS)}, got {split!r}")
+        path = path.with_name(f"{path.name.removesuffix('.csv')}_{split}.csv")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such DataSplit; with split= the name goes without _train.csv")
+    return path
+
+
+def _read(root: Path, path: Path) -> dict[str, _Sequence]:
+    """Sequences by name."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a table of comma separated values ({str(error).splitlines()[0]})") from error
+    columns = {column: _place(column) for column in table.columns}
+    used = {column: place for column, place in columns.items() if place is not None}
+    if "Flow" not in used:
+        raise ValueError(f"{path}: a DataSplit needs the column Flow, it has {', '.join(table.columns) or 'none'}")
+    found: dict[str, _Sequence] = {}
+    for line, row in enumerate(table.to_dict("records"), 2):  # the header is line 1
+        name = row.get("Sequence") or Path(row["Flow"]).parent.name
+        if not name:
+            raise ValueError(f"{path}, row {line}: neither a Sequence nor a Flow in a folder that could name it")
+        sequence = found.setdefault(name, _Sequence(name))
+        index = _index(path, line, row.get("Sequence_Index", ""), len(sequence.rows))
+        if index in sequence.rows:
+            raise ValueError(f"{path}, row {line}: frame {index} of {name!r} is in row {sequence.rows[index]} already")
+        sequence.rows[index] = line
+        for column, (kind, shift) in used.items():
+            if not row[column]:
+                continue
+            file = root / row[column]
+            if sequence.files[kind].setdefault(index + shift, file) != file:
+                raise ValueError(f"{path}, row {line}: {column} names {file}, but frame {index + shift} of {name!r} "
+                                 f"has {sequence.files[kind][index + shift]}")
+            if not file.is_file():
+                raise FileNotFoundError(f"{path}, row {line}: no file {file}, which {column} names")
+    for sequence in found.values():
+        _check(path, sequence)
+    if not found:
+        raise ValueError(f"{path}: a table without rows")
+    return found
+
+
+def _place(column: str) -> tuple[str, int] | None:
+    """What a column holds and for which frame, counted from the row's; None where it is of no account."""
+    match = re.fullmatch(rf"({'|'.join(KINDS)})([+-]\d+)?", column)
+    return (match.group(1), int(match.group(2) or 0)) if match else None
+
+
+def _index(path: Path, line: int, text: str, count: int) -> int:
+    try:
+        return int(float(text)) if text else count  # pandas writes whole numbers beside blanks as 3.0
+    except ValueError:
+        raise ValueError(f"{path}, row {line}: Sequence_Index must be a whole number, got {text!r}") from None
+
+
+def _check(path: Path, sequence: _Sequence) -> None:
+    """Flow without gaps, from the first frame to the last but one."""
+    flows = sorted(sequence.files["Flow"])
+    if not flows:
+        raise ValueError(f"{path}: sequence {sequence.name!r} has no flow")
+    first, last = min([*sequence.rows, *flows]), flows[-1]
+    missing = sorted(set(range(first, last + 1)) - set(flows))
+    if missing:
+        row = f", row {sequence.rows[missing[0]]}" if missing[0] in sequence.rows else ""
+        raise ValueError(f"{path}{row}: frame {missing[0]} of {sequence.name!r} has no flow, those before and after it "
+                         "have")
+
+
+def _clip(sequence: _Sequence) -> Clip:
+    files = {column: dict(by_frame) for column, by_frame in sequence.files.items()}
+    first, last = min(files["Flow"]), max(files["Flow"]) + 1
+    for column in ("Image", "GtMask"):  # those of the last frame, which no row lists
+        beside = _after(files[column].get(last - 1))
+        if last not in files[column] and beside is not None:
+            files[column][last] = beside
+    size = _size(files["Flow"][first])
+    read = {"Flow": _flow, "Image": read_image, "GtMask": _mask, "FlowRGB": read_image}
+    readers: dict[str, Reader] = {
+        kind: partial(_read_file, read[column], files[column], first, sequence.name, size)
+        for column, kind in KINDS.items() if files[column]}
+    names = [files["Image"].get(t, files["Flow"].get(t)) for t in range(first, last + 1)]
+    stems = tuple(path.stem if path else f"{first + i:05d}" for i, path in enumerate(names))
+    return Clip(sequence.name, size, readers, last - first + 1,
+                frame_names=stems if len(set(stems)) == len(stems) else ())
+
+
+def _after(path: Path | None) -> Path | None:
+    """The file after this one in its folder, as people count."""
+    if path is None:
+        return None
+    beside = image_files(path.parent)
+    place = beside.index(path) + 1 if path in beside else len(beside)
+    return beside[place] if place < len(beside) else None
+
+
+def _size(path: Path) -> tuple[int, int]:
+    if path.suffix == ".png":
+        return image_size(path)
+    _, rows, columns = read_flow(path).flow.shape
+    return rows, columns
+
+
+def _read_file(read: Callable[[Path], Tensor], files: Mapping[int, Path], first: int, name: str,
+               size: tuple[int, int], t: int) -> Tensor:
+    if t + first not in files:
+        raise LookupError(f"clip {name!r}: its table names no such file for frame {t + first}")
+    path = files[t + first]
+    return check_size(path, read(path), size, f"the flow of {name!r}")
+
+
+def _flow(path: Path) -> Tensor:
+    flow, known = read_flow(path)
+    return flow.where(known, torch.nan)
+
+
+def _mask(path: Path) -> Tensor:
+    """Levels in any order count as ids in theirs, as tables of several datasets have them; 255 beside ids is void."""
+    labels = read_labels(path)
+    levels = labels.unique()
+    if levels.max() <= 20 or (len(levels) > 2 and levels.max() == 255 and levels[-2] <= 20):
+        return labels
+    return torch.searchsorted(levels, labels) + int(levels[0] != 0)

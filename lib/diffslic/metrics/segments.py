@@ -1,0 +1,48 @@
+"""Scores of layers that have no names: which of them is which object is a part of the score."""
+
+from typing import Any
+
+import numpy as np
+
+from diffslic.metrics.arrays import integers
+
+
+def best_iou(layers: Any, truth: Any, void: int = 255) -> dict[int, float]:
+    """For every id of the truth, the background's 0 among them, the IoU of the layer that is most like it.
+
+    Several objects may share a layer. The mean over all objects of a dataset is the bIoU of several-object motion
+    segmentation.
+
+    Args:
+        layers: (H, W) or (T, H, W) integers. truth: the same, ids from 0.
+        void: id of pixels that count for nothing.
+    """
+    layout = "(H, W)" if np.ndim(layers) == 2 else "(T, H, W)"
+    layers, truth = integers(layers, "layers", layout), integers(truth, "truth", layout)
+    if layers.shape != truth.shape:
+        raise ValueError(f"layers are {layers.shape} but truth is {truth.shape}")
+    layers, truth = layers[truth != void], truth[truth != void]
+    ids, truth = np.unique(truth, return_inverse=True)
+    known, layers = np.unique(layers, return_inverse=True)
+    pairs = np.bincount(truth * max(len(known), 1) + layers, minlength=len(ids) * len(known))
+    both = pairs.reshape(len(ids), len(known))
+    either = both.sum(axis=1)[:, None] + both.sum(axis=0) - both
+    return {int(label): float(score) for label, score in zip(ids, (both / either).max(axis=1, initial=0))}
+
+
+def box_iou(mask: Any, truth: Any) -> float:
+    """IoU of the upright boxes around two masks (H, W): the score of camouflage data, whose truth is boxes.
+
+    1 where both masks are empty, 0 where one is.
+    """
+    mask, truth = integers(mask, "mask", "(H, W)") > 0, integers(truth, "truth", "(H, W)") > 0
+    if mask.shape != truth.shape:
+        raise ValueError(f"mask is {mask.shape} but truth is {truth.shape}")
+    if not mask.any() or not truth.any():
+        return float(mask.any() == truth.any())
+    boxes = [[(line.min(), line.max() + 1) for line in np.nonzero(area)] for area in (mask, truth)]
+    both, sizes = 1.0, [1.0, 1.0]
+    for first, second in zip(*boxes):
+        both *= max(0, min(first[1], second[1]) - max(first[0], second[0]))
+        sizes = [size * (stop - start) for size, (start, stop) in zip(sizes, (first, second))]
+    return float(both / (sum(sizes) - both))

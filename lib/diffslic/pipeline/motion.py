@@ -1,0 +1,59 @@
+"""Flow to layers of coherent motion: MotionNet and EM on clips."""
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffslic import geometry, viz
+from diffslic.datasets.clip import Clip
+from diffslic.segmentation import MotionNet, expectation_maximisation, moving_layers
+from diffslic.segmentation.motionnet import parse_input
+from diffslic.training import device_of
+
+EM_ROWS = 120  # height at which EM works: every pixel of 240 rows would take four times as long for the same layers
+
+
+def motion_fields(clip: Clip, frames: Iterable[int], names: Collection[str] = ("flow",)) -> dict[str, Tensor]:
+    """What a MotionNet reads of some frames of a clip, by name: (T, C, H, W) each.
+
+    Args:
+        names: of "flow", "image", "flow_rgb"; a clip without pictures of its flow gets them painted.
+    """
+    frames = list(frames)
+    read = {"flow": clip.flow, "image": clip.frame,
+            "flow_rgb": clip.flow_rgb if clip.has("flow_rgb") else lambda t: painted(clip.flow(t))}
+    return {name: torch.stack([read[name](t) for t in frames]) for name in names}
+
+
+def painted(flow: Tensor) -> Tensor:
+    """Flow (2, H, W) as a picture (3, H, W) in [0, 1], the fastest pixel in the strongest colours."""
+    return torch.from_numpy(viz.flow_to_color(flow)).permute(2, 0, 1).to(flow) / 255
+
+
+def predict_motion(model: MotionNet, clip: Clip, window: int | None = None) -> np.ndarray:
+    """Labels of a clip by the flow that it holds: (T, H, W) uint8, 0 background, moving layers from 1.
+
+    The last frame, which no flow leaves, is seen by the flow that leads back from it, turned around, where the clip
+    holds that; otherwise it repeats the frame before. See :meth:`MotionNet.segment` for ``window``.
+    """
+    names = {parse_input(spec)[0] for spec in model.config.inputs} | {"flow"}
+    fields = motion_fields(clip, clip.frames_with("flow"), names - {"residual"})
+    last = len(clip) - 1
+    seen = clip.has("backward_flow") and names <= {"flow", "residual"}
+    if seen:
+        fields["flow"] = torch.cat([fields["flow"], -clip.backward_flow(last)[None]])
+    device = device_of(model)
+    labels = model.segment(**{name: field.to(device) for name, field in fields.items()}, window=window)
+    labels = labels if seen else torch.cat([labels, labels[-1:]])
+    return labels.byte().cpu().numpy()
+
+
+def em_mask(flow: Tensor, n_layers: int = 2, seed: int = 0) -> Tensor:
+    """What moves in one flow field, by EM without a network: (1, 2, H, W) to (1, H, W) bool."""
+    height, width = flow.shape[-2:]
+    rows = min(EM_ROWS, height)
+    small = geometry.resize_flow(flow, (rows, max(1, round(width * rows / height))))
+    masks = geometry.resize(expectation_maximisation(small, n_layers, seed=seed).masks, (height, width))
+    return moving_layers(masks.argmax(1), flow)

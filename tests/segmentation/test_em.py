@@ -1,0 +1,67 @@
+"""EM by hand: what it finds, and that every round is at least as likely as the one before."""
+
+import pytest
+import torch
+
+from diffslic.segmentation import expectation_maximisation, motion_flow
+from diffslic.segmentation.em import random_masks
+
+
+@pytest.fixture
+def two_motions() -> tuple[torch.Tensor, torch.Tensor]:
+    """Flow (1, 2, 40, 56) of a ground and a box that move differently, with noise, and the box."""
+    box = torch.zeros(40, 56, dtype=torch.bool)
+    box[10:28, 20:44] = True
+    flow = torch.where(box, torch.tensor([3.0, -1.0])[:, None, None], torch.tensor([-1.0, 0.5])[:, None, None])
+    return (flow + 0.1 * torch.randn(2, 40, 56))[None], box
+
+
+def test_em_finds_two_motions(two_motions):
+    flow, box = two_motions
+    result = expectation_maximisation(flow, model="affine")
+    layers = result.masks.argmax(1)[0]
+    inside = layers[box].mode().values
+    assert ((layers == inside) == box).float().mean() > 0.99
+    assert result.masks.sum(1).allclose(torch.ones(1, 40, 56))
+    moved = motion_flow(result.theta, 40, 56, "affine")[0, inside]
+    assert moved[:, box].mean(1).allclose(torch.tensor([3.0, -1.0]), atol=0.05)
+
+
+def test_no_round_is_less_likely_than_the_one_before(two_motions):
+    flow = torch.cat([two_motions[0], torch.randn(1, 2, 40, 56)])
+    likelihoods = expectation_maximisation(flow, n_layers=3, n_starts=2).likelihoods
+    assert likelihoods.shape == (30, 2)
+    assert (likelihoods.diff(dim=0) > -1e-3).all()
+
+
+def test_more_starts_are_never_less_likely_and_each_field_keeps_its_own_best(two_motions):
+    flow = torch.cat([two_motions[0], torch.randn(1, 2, 40, 56)])
+    one, four = (expectation_maximisation(flow, 4, n_starts=n).likelihoods[-1] for n in (1, 4))
+    assert (four >= one).all()
+    alone = expectation_maximisation(flow[:1], 4, n_starts=4).likelihoods[-1]
+    torch.testing.assert_close(alone, four[:1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("flow", [torch.zeros(1, 2, 8, 9), torch.full((1, 2, 8, 9), 4.0), torch.ones(1, 2, 1, 1)])
+def test_flow_that_is_the_same_everywhere_gives_finite_masks(flow):
+    result = expectation_maximisation(flow, 3, n_iters=5)
+    assert result.masks.isfinite().all()
+    assert result.theta.isfinite().all()
+
+
+def test_one_layer_takes_everything():
+    assert expectation_maximisation(torch.randn(1, 2, 8, 9), 1).masks.allclose(torch.ones(1, 1, 8, 9))
+
+
+@pytest.mark.parametrize("wrong", [{"n_layers": 0}, {"n_iters": 0}, {"n_starts": 0}, {"model": "cubic"}])
+def test_nonsense_is_refused(wrong):
+    with pytest.raises(ValueError):
+        expectation_maximisation(torch.zeros(1, 2, 8, 9), **wrong)
+    with pytest.raises(ValueError, match="known"):
+        expectation_maximisation(torch.full((1, 2, 8, 9), float("nan")))
+
+
+def test_random_masks_sum_to_one_and_differ():
+    masks = random_masks(3, 20, 30, torch.Generator().manual_seed(1))
+    assert masks.sum(0).allclose(torch.ones(20, 30))
+    assert len(masks.argmax(0).unique()) == 3
