@@ -7,23 +7,20 @@ flow inside a good mask is therefore explained by a few parameters (Meunier et a
 import torch
 from torch import Tensor
 
-from diffslic.geometry import pixel_grid
-
-EXPONENTS = {"constant": ((0, 0),), "affine": ((0, 0), (1, 0), (0, 1)),
-             "quadratic": ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))}  # of x and of y
+from diffslic.segmentation.polynomials import EXPONENTS, monomials, normal_equations, solve, values
 
 SMALLEST_RESIDUAL = 1e-3  # pixels: where the weight 1 / |r| of the l1 and l2 distances stops growing
 ROUNDING = 0.1  # pixels: below, the Charbonnier distance is about a parabola
 UNKNOWN_FLOW = 1e9  # pixels: files mark unknown flow by values from here on
 DISTANCES = ("l1", "l2", "squared", "charbonnier")
+ENOUGH_PIXELS = 4000  # of a frame, for rounds of reweighting that others follow
 
 
 def motion_basis(height: int, width: int, model: str = "quadratic", device: torch.device | str | None = None,
                  dtype: torch.dtype = torch.float64) -> Tensor:
     """Monomials of the pixel coordinates.
 
-    The coordinates are centred and divided by half the longer side, so they lie within [-1, 1] with square pixels.
-    From corner coordinates in [0, 1) the same models follow, but with worse conditioned normal equations.
+    The coordinates lie within [-1, 1], see :func:`diffslic.segmentation.polynomials.monomials`.
 
     Args:
         model: "constant" (1), "affine" (1, x, y) or "quadratic" (1, x, y, x^2, xy, y^2).
@@ -34,12 +31,8 @@ def motion_basis(height: int, width: int, model: str = "quadratic", device: torc
     Raises:
         ValueError: unknown model.
     """
-    if model not in EXPONENTS:
-        raise ValueError(f"model must be one of {list(EXPONENTS)}, got {model!r}")
-    half = max(height, width) / 2
-    x, y = pixel_grid(height, width, device, dtype)
-    x, y = (x - (width - 1) / 2) / half, (y - (height - 1) / 2) / half
-    return torch.stack([x**i * y**j for i, j in EXPONENTS[model]])
+    check_model(model)
+    return monomials(height, width, device, dtype)[:len(EXPONENTS[model])].unflatten(1, (height, width))
 
 
 def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str = "ls", distance: str = "l2",
@@ -48,8 +41,9 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
 
     ``"ls"`` minimises sum_p w_l(p) |f_l(p) - flow(p)|^2: for each layer one small normal matrix, all of them from one
     product of masks and monomials, solved by Cholesky in double precision. ``"irls"`` minimises the sum of l1 or l2
-    distances by least squares with the weights w / |residual| of the round before. A layer without weight gets zero
-    motion. Gradients flow through the last solve; the reweighting counts as constant.
+    distances by least squares with the weights w / |residual| of the round before; in a large frame all rounds but the
+    last see every k-th row and column. A layer without weight gets zero motion. Gradients flow through the last solve;
+    the reweighting counts as constant.
 
     Args:
         flow: (B, 2, H, W) in pixels, finite.
@@ -58,7 +52,7 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
         fit: "ls" or "irls".
         distance: "l1" (|du| + |dv|), "l2" (length), "charbonnier" or "squared"; what ``"irls"`` minimises, without
             meaning for ``"ls"``.
-        n_iters: rounds of reweighting.
+        n_iters: rounds of reweighting, from 1.
 
     Returns:
         (B, L, F, 2): the factors of :func:`motion_basis` for u and v, in pixels, of the flow's dtype.
@@ -66,15 +60,21 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
     Raises:
         ValueError: flow that is not finite, sizes that differ, an unknown model, fit or distance.
     """
-    check_fit(flow, weights, fit, distance)
-    basis = motion_basis(*flow.shape[-2:], model, flow.device).flatten(1)   # (F, N)
-    vectors, masks = flow.double().flatten(2), weights.double().flatten(2)[:, :, None]
-    theta = _least_squares(basis, vectors, masks)
-    for _ in range(n_iters if fit == "irls" else 0):
-        with torch.no_grad():
-            reweighting = robust_weights(vectors[:, None] - _evaluate(theta, basis), distance)
-        theta = _least_squares(basis, vectors, masks * reweighting)
-    return theta.to(flow.dtype)
+    check_fit(flow, weights, fit, distance, n_iters)
+    check_model(model)
+    size, count, masks = flow.shape[-2:], len(EXPONENTS[model]), weights[:, :, None]
+    powers, vectors, pixels = monomials(*size, flow.device, flow.dtype), flow.flatten(2), masks.flatten(3)
+    if fit == "ls":
+        return _least_squares(powers, count, vectors, pixels).to(flow.dtype)
+    step = rough_step(*size)
+    rough = monomials(*size, flow.device, flow.dtype, step)
+    few, few_pixels = every(step, flow).flatten(2), every(step, masks).flatten(3)
+    with torch.no_grad():
+        theta = _least_squares(rough, count, few, few_pixels)
+        for _ in range(n_iters - 1):
+            theta = _least_squares(rough, count, few, few_pixels * _reweighting(theta, rough, few, distance))
+        pixels = pixels * _reweighting(theta, powers, vectors, distance)
+    return _least_squares(powers, count, vectors, pixels).to(flow.dtype)
 
 
 def motion_flow(theta: Tensor, height: int, width: int, model: str = "quadratic") -> Tensor:
@@ -89,10 +89,11 @@ def motion_flow(theta: Tensor, height: int, width: int, model: str = "quadratic"
     Raises:
         ValueError: theta has another number of monomials, or the model is unknown.
     """
-    basis = motion_basis(height, width, model, theta.device, theta.dtype)
-    if theta.ndim != 4 or theta.shape[2:] != (len(basis), 2):
-        raise ValueError(f"theta of the {model} model must be (B, L, {len(basis)}, 2), got {tuple(theta.shape)}")
-    return _evaluate(theta, basis.flatten(1)).unflatten(-1, (height, width))
+    check_model(model)
+    if theta.ndim != 4 or theta.shape[2:] != (len(EXPONENTS[model]), 2):
+        raise ValueError(f"theta of the {model} model must be (B, L, {len(EXPONENTS[model])}, 2), "
+                         f"got {tuple(theta.shape)}")
+    return values(theta, monomials(height, width, theta.device, theta.dtype)).unflatten(-1, (height, width))
 
 
 def camera_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_pixels: int = 10_000) -> Tensor:
@@ -115,31 +116,54 @@ def camera_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_
         ValueError: not a finite flow, an unknown model.
     """
     check_flow(flow)
+    check_model(model)
     height, width = flow.shape[-2:]
     step = max(1, round((height * width / max_pixels) ** 0.5))
-    basis = motion_basis(height, width, model, flow.device)
-    few, vectors = basis[:, ::step, ::step].flatten(1), flow[:, :, ::step, ::step].double().flatten(2)
-    theta = vectors.median(dim=-1).values[:, None, None]                    # (B, 1, 1, 2)
-    for n_monomials in (len(EXPONENTS["affine"]), len(basis)):              # the quadratic ones begin with the affine
+    powers, few = monomials(height, width, flow.device, step=step), every(step, flow).flatten(2).double()
+    theta = few.median(dim=-1).values[:, None, None]                        # (B, 1, 1, 2)
+    for name in ("affine", model):
         for distance in ["l2"] * n_iters + ["tukey"] * n_iters:
-            residual = vectors[:, None] - _evaluate(theta, few[:theta.shape[2]])
-            theta = _least_squares(few[:n_monomials], vectors, robust_weights(residual, distance))
-    return _evaluate(theta, basis.flatten(1)).reshape(flow.shape).to(flow.dtype)
+            theta = _least_squares(powers, len(EXPONENTS[name]), few, _reweighting(theta, powers, few, distance))
+    return motion_flow(theta.to(flow.dtype), height, width, model)[:, 0]
 
 
-def flow_distance(residual: Tensor, distance: str) -> Tensor:
-    """(..., 2, H, W) differences of flow to (..., H, W) distances: one of :data:`DISTANCES`, in pixels or squared."""
+def rough_step(height: int, width: int) -> int:
+    """Every how many rows and columns of a frame are enough for the rounds before the last."""
+    return max(1, round((height * width / ENOUGH_PIXELS) ** 0.5))
+
+
+def every(step: int, field: Tensor) -> Tensor:
+    """Every ``step``-th row and column of (..., H, W)."""
+    return field[..., ::step, ::step]
+
+
+def flow_distance(residual: Tensor, distance: str, axis: int = -3) -> Tensor:
+    """Differences of flow to distances, one of :data:`DISTANCES`, in pixels or squared.
+
+    Args:
+        residual: (..., 2, H, W), or with u and v along another ``axis``.
+
+    Returns:
+        The residual's shape without that axis.
+    """
     check_distance(distance)
     if distance == "l1":
-        return residual.abs().sum(-3)
+        u, v = residual.abs().unbind(axis)
+        return u + v
     if distance == "l2":
-        return residual.norm(dim=-3)
-    square = residual.square().sum(-3)
+        return residual.norm(dim=axis)
+    square = residual.square().sum(axis)
     return square if distance == "squared" else (square + ROUNDING ** 2).sqrt() - ROUNDING
 
 
-def check_fit(flow: Tensor, weights: Tensor, fit: str, distance: str, axes: str = "H, W") -> None:
-    """Refuse what cannot be fitted: flow (B, 2, axes), weights (B, L, axes), an unknown fit or distance."""
+def check_model(model: str) -> None:
+    """Refuse what is no motion model."""
+    if model not in EXPONENTS:
+        raise ValueError(f"model must be one of {list(EXPONENTS)}, got {model!r}")
+
+
+def check_fit(flow: Tensor, weights: Tensor, fit: str, distance: str, n_iters: int, axes: str = "H, W") -> None:
+    """Refuse what cannot be fitted: flow (B, 2, axes), weights (B, L, axes), an unknown fit or distance, no round."""
     check_flow(flow, f"(B, 2, {axes})")
     check_distance(distance)
     if weights.ndim != flow.ndim or weights[:, 0].shape != flow[:, 0].shape:
@@ -147,6 +171,8 @@ def check_fit(flow: Tensor, weights: Tensor, fit: str, distance: str, axes: str 
                          f"got {tuple(weights.shape)}")
     if fit not in ("ls", "irls"):
         raise ValueError(f"fit must be 'ls' or 'irls', got {fit!r}")
+    if n_iters < 1:
+        raise ValueError(f"n_iters must be at least 1, got {n_iters}")
 
 
 def check_distance(distance: str) -> None:
@@ -164,55 +190,30 @@ def check_flow(flow: Tensor, shape: str = "(B, 2, H, W)") -> None:
 
 
 def robust_weights(residual: Tensor, distance: str) -> Tensor:
-    """Weights (B, L, K, N) of least squares that make residuals (B, L, 2, N) count by a distance; K = 2 for l1.
+    """Weights (..., K, N) of least squares that make residuals (..., 2, N) count by a distance; K = 2 for l1.
 
     Beside :data:`DISTANCES` there is "tukey", whose scale is the median residual of a layer.
     """
     if distance == "l1":
-        return 1 / residual.abs().clamp(min=SMALLEST_RESIDUAL)
-    length = residual.norm(dim=2, keepdim=True)
+        return residual.abs().clamp_(min=SMALLEST_RESIDUAL).reciprocal_()
+    length = residual.norm(dim=-2, keepdim=True)
     if distance == "squared":
         return torch.ones_like(length)
     if distance == "charbonnier":
         return (length.square() + ROUNDING ** 2).rsqrt()
     if distance == "l2":
-        return 1 / length.clamp(min=SMALLEST_RESIDUAL)
+        return length.clamp(min=SMALLEST_RESIDUAL).reciprocal()
     # Tukey: for Gaussian noise of deviation sigma in both components the median length is 1.177 sigma, and 4.685 sigma
     # keeps 95 % of the efficiency of least squares.
     sigma = (length.median(dim=-1, keepdim=True).values / 1.177).clamp(min=SMALLEST_RESIDUAL)
     return (1 - (length / (4.685 * sigma)).square()).clamp(min=0).square()
 
 
-def _evaluate(theta: Tensor, basis: Tensor) -> Tensor:
-    """(B, L, F, 2) parameters on (F, N) monomials to (B, L, 2, N) flow."""
-    return theta.transpose(-1, -2) @ basis
+def _reweighting(theta: Tensor, powers: Tensor, flow: Tensor, distance: str) -> Tensor:
+    """Weights (B, L, K, N) for flow (B, 2, N), from its distance to the motions (B, L, F, 2)."""
+    return robust_weights(values(theta.to(flow.dtype), powers).sub_(flow[:, None]), distance)
 
 
-def _least_squares(basis: Tensor, flow: Tensor, weights: Tensor) -> Tensor:
-    """Weighted least squares per layer: (F, N), (B, 2, N) and (B, L, K, N) to (B, L, F, 2)."""
-    return solve(*normal_equations(basis, flow, weights)).transpose(-1, -2)
-
-
-def normal_equations(basis: Tensor, flow: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The normal equations of weighted least squares: block diagonal, one (F, F) block a layer.
-
-    Args:
-        basis: (F, N). flow: (..., 2, N). weights: (..., L, K, N), K = 1 for both components alike, K = 2 for each its
-            own.
-
-    Returns:
-        normal (..., L, K, F, F) and moments (..., L, 2, F).
-    """
-    products = (basis[:, None] * basis).flatten(0, 1)                       # (F F, N)
-    normal = (weights @ products.T).unflatten(-1, (len(basis), len(basis)))
-    return normal, (weights * flow[..., None, :, :]) @ basis.T
-
-
-def solve(normal: Tensor, moments: Tensor) -> Tensor:
-    """Solutions (..., 2, M) of symmetric equations (..., K, M, M) and right sides (..., 2, M), by Cholesky."""
-    # A touch of ridge, relative to the block and far below the noise of any flow, and an absolute one in case a layer
-    # is empty: every block stays positive definite, and what the pixels leave undetermined becomes zero.
-    ridge = 1e-10 * normal.diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-9
-    eye = torch.eye(normal.shape[-1], device=normal.device, dtype=normal.dtype)
-    factor = torch.linalg.cholesky(normal + ridge[..., None, None] * eye)
-    return torch.cholesky_solve(moments[..., None], factor)[..., 0]
+def _least_squares(powers: Tensor, count: int, flow: Tensor, weights: Tensor) -> Tensor:
+    """Weighted least squares per layer: (B, 2, N) and (B, L, K, N) to (B, L, count, 2), float64."""
+    return solve(*normal_equations(powers, count, flow, weights)).transpose(-1, -2)

@@ -15,12 +15,13 @@ from diffslic.segmentation.parametric import (
     SMALLEST_RESIDUAL,
     check_fit,
     check_flow,
+    check_model,
+    every,
     flow_distance,
-    motion_basis,
-    normal_equations,
     robust_weights,
-    solve,
+    rough_step,
 )
+from diffslic.segmentation.polynomials import EXPONENTS, monomials, normal_equations, solve, values
 
 SPACING = 3  # frames between control points, as published
 QUANTILE = 0.99  # flow that changes more than this share of all flow from frame to frame need not keep its mask
@@ -80,25 +81,33 @@ def fit_spacetime(flow: Tensor, weights: Tensor, model: str = "quadratic", spaci
     Raises:
         ValueError: sizes that differ, unknown flow, an unknown model, fit or distance.
     """
-    check_fit(flow, weights, fit, distance, "T, H, W")
+    check_fit(flow, weights, fit, distance, n_iters, "T, H, W")
+    check_model(model)
     splines = spline_basis(flow.shape[2], spacing, published).to(flow.device)
-    basis = motion_basis(*flow.shape[-2:], model, flow.device).flatten(1)   # (F, N)
+    size, count = flow.shape[-2:], len(EXPONENTS[model])
+    powers, vectors, pixels = monomials(*size, flow.device, flow.dtype), flow.flatten(3).contiguous(), weights.flatten(3)
     with torch.no_grad():
-        theta = _solved(flow, weights, basis, splines, distance, None)
-        for _ in range(n_iters if fit == "irls" else 0):
-            theta = _solved(flow, weights, basis, splines, distance, theta)
-    return theta
+        if fit == "ls":
+            return _solved(vectors, pixels, powers, count, splines, distance, None)
+        step = rough_step(*size)
+        rough = monomials(*size, flow.device, flow.dtype, step)
+        few, few_pixels = every(step, flow).flatten(3), every(step, weights).flatten(3)
+        theta = _solved(few, few_pixels, rough, count, splines, distance, None)
+        for _ in range(n_iters - 1):
+            theta = _solved(few, few_pixels, rough, count, splines, distance, theta)
+        return _solved(vectors, pixels, powers, count, splines, distance, theta)
 
 
 def spacetime_flow(theta: Tensor, n_frames: int, size: tuple[int, int], model: str = "quadratic",
                    spacing: int = SPACING, published: bool = False) -> Tensor:
     """The flow of parameters (B, L, K, F, 2) of :func:`fit_spacetime`: (B, L, 2, T, H, W) in pixels."""
-    splines = spline_basis(n_frames, spacing, published).to(theta)
-    basis = motion_basis(*size, model, theta.device, theta.dtype).flatten(1)
-    if theta.ndim != 5 or theta.shape[2:] != (splines.shape[1], len(basis), 2):
-        raise ValueError(f"theta of {n_frames} frames must be (B, L, {splines.shape[1]}, {len(basis)}, 2), got "
+    check_model(model)
+    splines, count = spline_basis(n_frames, spacing, published).to(theta), len(EXPONENTS[model])
+    if theta.ndim != 5 or theta.shape[2:] != (splines.shape[1], count, 2):
+        raise ValueError(f"theta of {n_frames} frames must be (B, L, {splines.shape[1]}, {count}, 2), got "
                          f"{tuple(theta.shape)}")
-    return torch.einsum("tk,blkfc,fn->blctn", splines, theta, basis).unflatten(-1, size)
+    of_frames = torch.einsum("tk,blkfc->bltfc", splines, theta)
+    return values(of_frames, monomials(*size, theta.device, theta.dtype)).transpose(2, 3).unflatten(-1, size)
 
 
 def spacetime_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", spacing: int = SPACING, distance: str = "l1",
@@ -132,15 +141,13 @@ def spacetime_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", spacin
     weights = masks.detach() / scales[:, None, :, None, None] if fit == "irls" else masks.detach()
     theta = fit_spacetime(flow, weights, model, spacing, fit, distance, n_iters, published)
     splines = spline_basis(flow.shape[2], spacing, published).to(theta)
-    basis = motion_basis(*flow.shape[-2:], model, flow.device).flatten(1)
-    losses = []
-    for t in range(flow.shape[2]):
-        with torch.no_grad():
-            vectors = flow[:, :, t].flatten(2)
-            residual = vectors[:, None] - _frame_flow(theta, splines[t], basis).to(flow.dtype)
-            distances = flow_distance(residual[..., None], distance)[..., 0] / scales[:, t, None, None]  # (B, L, N)
-        losses.append((masks[:, :, t].flatten(2) * distances).sum(1).mean(1))
-    return torch.stack(losses).mean(0)
+    powers, distances = monomials(*flow.shape[-2:], flow.device, flow.dtype), torch.empty_like(masks).flatten(3)
+    with torch.no_grad():
+        for t, spline in enumerate(splines):
+            residual = _frame_residual(theta, spline, powers, flow[:, :, t].flatten(2).contiguous())
+            distances[:, :, t] = flow_distance(residual, distance, axis=2) / scales[:, t, None, None]
+    # Every frame and pixel counts alike; as one product, since autograd would make zeros of all frames for each frame.
+    return torch.linalg.vecdot(masks.flatten(1), distances.flatten(1)) / flow[0, 0].numel()
 
 
 def temporal_consistency(masks: Tensor, flow: Tensor | None = None, quantile: float = QUANTILE) -> Tensor:
@@ -177,22 +184,22 @@ def entropy(masks: Tensor) -> Tensor:
     return mask_entropy(masks).flatten(1).mean(1)
 
 
-def _solved(flow: Tensor, weights: Tensor, basis: Tensor, splines: Tensor, distance: str,
+def _solved(flow: Tensor, weights: Tensor, powers: Tensor, count: int, splines: Tensor, distance: str,
             theta: Tensor | None) -> Tensor:
-    """One weighted least squares fit; with parameters given, weighted by their residuals too."""
+    """One weighted least squares fit of (B, 2, T, N); with parameters given, weighted by their residuals too."""
     normal = moments = None
     for t, spline in enumerate(splines):
-        vectors, masks = flow[:, :, t].flatten(2).double(), weights[:, :, t].flatten(2).double()[:, :, None]
+        vectors, masks = flow[:, :, t], weights[:, :, t, None]
         if theta is not None:
-            masks = masks * robust_weights(vectors[:, None] - _frame_flow(theta, spline, basis), distance)
-        of_frame, right = normal_equations(basis, vectors, masks)           # (B, L, C, F, F), (B, L, 2, F)
+            masks = masks * robust_weights(_frame_residual(theta, spline, powers, vectors), distance)
+        of_frame, right = normal_equations(powers, count, vectors, masks)   # (B, L, C, F, F), (B, L, 2, F)
         of_frame = torch.einsum("k,j,blcfg->blckfjg", spline, spline, of_frame)
         right = torch.einsum("k,blcf->blckf", spline, right)
         normal, moments = (of_frame, right) if normal is None else (normal + of_frame, moments + right)
     solution = solve(normal.flatten(5, 6).flatten(3, 4), moments.flatten(3))
-    return solution.unflatten(-1, (splines.shape[1], len(basis))).permute(0, 1, 3, 4, 2)
+    return solution.unflatten(-1, (splines.shape[1], count)).permute(0, 1, 3, 4, 2)
 
 
-def _frame_flow(theta: Tensor, spline: Tensor, basis: Tensor) -> Tensor:
-    """(B, L, 2, N) of one frame, from (B, L, K, F, 2), (K,) and (F, N)."""
-    return torch.einsum("k,blkfc->blcf", spline, theta) @ basis
+def _frame_residual(theta: Tensor, spline: Tensor, powers: Tensor, flow: Tensor) -> Tensor:
+    """By how much the motion of parameters (B, L, K, F, 2) differs from a frame's flow (B, 2, N): (B, L, 2, N)."""
+    return values(torch.einsum("k,blkfc->blfc", spline, theta).to(flow.dtype), powers).sub_(flow[:, None])
