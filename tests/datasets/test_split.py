@@ -157,6 +157,16 @@ def test_writing_refuses_what_cannot_be(base):
     assert not (base / "X.csv").exists()
 
 
+def test_files_of_other_names_are_matched_by_their_number(base):
+    for t in range(3):
+        flow = base / "future" / f"OpticalFlowIntoFuture_{t:05d}_L.flo"
+        flow.parent.mkdir(exist_ok=True)
+        flow.write_bytes((base / "Flow" / "bear" / f"{t:05d}.flo").read_bytes())
+    assert write_split(base / "NUMBERS.csv", base, "JPEGImages/bear", "future") == 3
+    clip, = datasets.open("split", root=base, file=base / "NUMBERS.csv")
+    assert [float(clip.flow(t).mean()) for t in range(3)] == [0, 1, 2]
+
+
 def test_one_folder_is_one_sequence(base):
     assert write_split(base / "ONE.csv", base, "JPEGImages/bear", "Flow/bear") == 3
     clip, = datasets.open("split", root=base, file=base / "ONE.csv")

@@ -91,7 +91,8 @@ def write_split(path: str | Path, root: str | Path, images: str, flows: str, mas
     Args:
         path: the csv, such as ``DataSplit/MINE_val.csv``.
         root: the base folder. images, flows, masks: folders below it with ``*`` in the sequence's place, such as
-            ``DAVIS/JPEGImages/480p/*``; without ``*`` there is one sequence. Files of one frame have one stem.
+            ``DAVIS/JPEGImages/480p/*``; without ``*`` there is one sequence. Files of one frame have the same stem, or
+            where no stem fits the same number in it, ``OpticalFlowIntoFuture_0006_L.pfm`` beside ``0006.png``.
 
     Returns:
         The number of rows.
@@ -106,13 +107,12 @@ def write_split(path: str | Path, root: str | Path, images: str, flows: str, mas
     rows = []
     for folder in folders:
         name = _starred(images, folder.relative_to(root).as_posix()) or folder.name
-        flow_folder = root / flows.replace("*", name)
-        by_stem = {file.stem: file for file in sorted(flow_folder.iterdir())} if flow_folder.is_dir() else {}
-        mask_folder = root / masks.replace("*", name) if masks is not None else None
-        truths = {file.stem: file for file in image_files(mask_folder)} if mask_folder and mask_folder.is_dir() else {}
-        for index, image in enumerate(image_files(folder)):
-            if image.stem in by_stem:
-                files = {"Image": image, "GtMask": truths.get(image.stem), "Flow": by_stem[image.stem]}
+        frames = image_files(folder)
+        of_flow = _beside(frames, root / flows.replace("*", name))
+        of_masks = _beside(frames, root / masks.replace("*", name)) if masks is not None else {}
+        for index, image in enumerate(frames):
+            if image in of_flow:
+                files = {"Image": image, "GtMask": of_masks.get(image), "Flow": of_flow[image]}
                 rows.append({column: file.relative_to(root).as_posix() if file else "" for column, file in
                              files.items()} | {"Sequence": name, "Sequence_Index": index})
     if not rows:
@@ -121,6 +121,23 @@ def write_split(path: str | Path, root: str | Path, images: str, flows: str, mas
     with written_whole(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
     return len(rows)
+
+
+def _beside(frames: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """The file of each frame in another folder, as far as there is one: of the same stem, or of the same number."""
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    for key in (lambda path: path.stem, _number):
+        known = {key(file): file for file in files}
+        found = {frame: known[key(frame)] for frame in frames if key(frame) in known}
+        if found:
+            return found
+    return {}
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file's name: of several the one with the most digits."""
+    runs = re.findall(r"\d+", path.stem)
+    return int(max(runs, key=len)) if runs else None
 
 
 def _starred(pattern: str, path: str) -> str:

@@ -36,14 +36,13 @@ def motion_basis(height: int, width: int, model: str = "quadratic", device: torc
 
 
 def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str = "ls", distance: str = "l2",
-               n_iters: int = 20) -> Tensor:
+               n_iters: int = 20, max_pixels: int = ENOUGH_PIXELS) -> Tensor:
     """Parameters of the polynomial flow that explains each layer best.
 
     ``"ls"`` minimises sum_p w_l(p) |f_l(p) - flow(p)|^2: for each layer one small normal matrix, all of them from one
     product of masks and monomials, solved by Cholesky in double precision. ``"irls"`` minimises the sum of l1 or l2
-    distances by least squares with the weights w / |residual| of the round before; in a large frame all rounds but the
-    last see every k-th row and column. A layer without weight gets zero motion. Gradients flow through the last solve;
-    the reweighting counts as constant.
+    distances by least squares with the weights w / |residual| of the round before. A layer without weight gets zero
+    motion. Gradients flow through the last solve; the reweighting counts as constant.
 
     Args:
         flow: (B, 2, H, W) in pixels, finite.
@@ -53,6 +52,7 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
         distance: "l1" (|du| + |dv|), "l2" (length), "charbonnier" or "squared"; what ``"irls"`` minimises, without
             meaning for ``"ls"``.
         n_iters: rounds of reweighting, from 1.
+        max_pixels: all rounds but the last see every k-th row and column, so that they see about as many pixels.
 
     Returns:
         (B, L, F, 2): the factors of :func:`motion_basis` for u and v, in pixels, of the flow's dtype.
@@ -66,7 +66,7 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
     powers, vectors, pixels = monomials(*size, flow.device, flow.dtype), flow.flatten(2), masks.flatten(3)
     if fit == "ls":
         return _least_squares(powers, count, vectors, pixels).to(flow.dtype)
-    step = rough_step(*size)
+    step = step_for(*size, max_pixels)
     rough = monomials(*size, flow.device, flow.dtype, step)
     few, few_pixels = every(step, flow).flatten(2), every(step, masks).flatten(3)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def camera_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_
     check_flow(flow)
     check_model(model)
     height, width = flow.shape[-2:]
-    step = max(1, round((height * width / max_pixels) ** 0.5))
+    step = step_for(height, width, max_pixels)
     powers, few = monomials(height, width, flow.device, step=step), every(step, flow).flatten(2).double()
     theta = few.median(dim=-1).values[:, None, None]                        # (B, 1, 1, 2)
     for name in ("affine", model):
@@ -127,9 +127,9 @@ def camera_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_
     return motion_flow(theta.to(flow.dtype), height, width, model)[:, 0]
 
 
-def rough_step(height: int, width: int) -> int:
-    """Every how many rows and columns of a frame are enough for the rounds before the last."""
-    return max(1, round((height * width / ENOUGH_PIXELS) ** 0.5))
+def step_for(height: int, width: int, max_pixels: int = ENOUGH_PIXELS) -> int:
+    """Every how many rows and columns of a frame make about ``max_pixels``."""
+    return max(1, round((height * width / max_pixels) ** 0.5))
 
 
 def every(step: int, field: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from diffslic.segmentation.parametric import (
     every,
     flow_distance,
     robust_weights,
-    rough_step,
+    step_for,
 )
 from diffslic.segmentation.polynomials import EXPONENTS, monomials, normal_equations, solve, values
 
@@ -73,7 +73,7 @@ def fit_spacetime(flow: Tensor, weights: Tensor, model: str = "quadratic", spaci
         flow: (B, 2, T, H, W) in pixels per frame. weights: (B, L, T, H, W) non-negative, such as soft masks.
         model: "constant", "affine" or "quadratic". spacing, published: see :func:`spline_basis`.
         fit, distance, n_iters: see :func:`diffslic.segmentation.fit_motion`; over a clip ten rounds of reweighting
-            reach below what twenty steps of L-BFGS do.
+            reach below what twenty steps of L-BFGS do; all but the last see about 4,000 pixels of a frame.
 
     Returns:
         (B, L, K, F, 2): of every control point, the factors of the monomials for u and v, float64.
@@ -85,11 +85,12 @@ def fit_spacetime(flow: Tensor, weights: Tensor, model: str = "quadratic", spaci
     check_model(model)
     splines = spline_basis(flow.shape[2], spacing, published).to(flow.device)
     size, count = flow.shape[-2:], len(EXPONENTS[model])
-    powers, vectors, pixels = monomials(*size, flow.device, flow.dtype), flow.flatten(3).contiguous(), weights.flatten(3)
+    powers, pixels = monomials(*size, flow.device, flow.dtype), weights.flatten(3)
+    vectors = flow.flatten(3).contiguous()
     with torch.no_grad():
         if fit == "ls":
             return _solved(vectors, pixels, powers, count, splines, distance, None)
-        step = rough_step(*size)
+        step = step_for(*size)
         rough = monomials(*size, flow.device, flow.dtype, step)
         few, few_pixels = every(step, flow).flatten(3), every(step, weights).flatten(3)
         theta = _solved(few, few_pixels, rough, count, splines, distance, None)
