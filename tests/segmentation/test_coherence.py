@@ -93,6 +93,18 @@ def test_layers_without_pixels_and_thin_frames_stay_finite(size: tuple[int, int]
     torch.testing.assert_close(motion_flow(theta, *size)[:, 0], flow, atol=1e-4, rtol=0)
 
 
+def test_small_masks_far_from_the_middle_are_fitted_in_single_precision() -> None:
+    theta = torch.tensor([3., -1, 2, 4, -3, 1])[:, None].expand(1, 1, 6, 2)
+    flow = motion_flow(theta, 128, 224)[:, 0]
+    weights = torch.zeros(1, 3, 128, 224)
+    for layer, place in enumerate(((3, 5), (120, 216), (2, 210))):
+        weights[0, layer, place[0]:place[0] + 5, place[1]:place[1] + 7] = torch.rand(5, 7) ** 4
+    fitted = motion_flow(fit_motion(flow, weights), 128, 224)
+    assert ((fitted - flow[:, None]).abs() * (weights[:, :, None] > 0)).max() < 1e-4
+    many = (40 * torch.randn(4, 16, 128, 224)).softmax(1) ** 3  # nearly nothing almost everywhere
+    assert fit_motion(torch.randn(4, 2, 128, 224), many).isfinite().all()
+
+
 def test_gradients_of_masks_and_flow() -> None:
     flow = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
     weights = (torch.rand(1, 2, 4, 5, dtype=torch.float64) + 0.1).requires_grad_()

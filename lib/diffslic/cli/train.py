@@ -165,7 +165,7 @@ def train_em(
     resolution: Resolution = "480p", cache: Cache = Path("cache"), n_clips: MotionScenes = 40,
     layers: Layers = 4, inputs: MotionInputs = "residual,flow", widths: MotionWidths = "16,32,64,128,128",
     image_size: ImageSize = (128, 224), model: MotionModel = "quadratic", distance: Distance = "l1",
-    fit: Fit = "ls", normalised: Normalised = True, entropy: Entropy = 0.01, global_motion: GlobalMotion = "light",
+    fit: Fit = "ls", normalised: Normalised = True, entropy: Entropy = 0.02, global_motion: GlobalMotion = "light",
     crop: Crop = None, noise: Noise = 0.0, selection: Selection = "moving",
     start: Start = None, steps: Steps = 3000, batch_size: Batch = 8, rate: Rate = 1e-3, seed: Seed = 4,
     device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true", workers: Workers = 1,
@@ -194,8 +194,8 @@ def train_spacetime(
     model: MotionModel = "quadratic",
     spacing: Annotated[int, typer.Option(help="Frames between the control points of a layer's motion.")] = 3,
     distance: Distance = "l1", fit: Fit = "ls", normalised: Normalised = True,
-    consistency: Annotated[float, typer.Option(help="Weight of Euler-Potts.")] = 1.0,
-    potts: Annotated[float, typer.Option(help="Weight of Potts.")] = 0.0, entropy: Entropy = 0.01,
+    consistency: Annotated[float, typer.Option(help="Weight of Euler-Potts.")] = 0.3,
+    potts: Annotated[float, typer.Option(help="Weight of Potts.")] = 0.0, entropy: Entropy = 0.02,
     global_motion: GlobalMotion = "light",
     temporal_scale: Annotated[str, typer.Option(help="Speed changes over a window: none, light, medium or "
                                                      "strong.")] = "none",
@@ -231,7 +231,7 @@ def _train_motion(system: str, out: Path, dataset: str, root: Path | None, file:
     changes = motion.Augmentation(**augmentation)
     where = how["device"] if how["device"] != "auto" else "cpu"
     clips, validation = motion.prepare(dataset, cache, root=root, resolution=resolution, file=file, n_clips=n_clips,
-                                       n_frames=shape.window + 1, device=where, progress=not as_json)
+                                       n_frames=shape.window + 8, device=where, progress=not as_json)
     fit = motion.train(out, clips, validation, system=system, config=shape, loss=motion.Loss(**loss),
                        augmentation=changes, **how)
     _show_fit(fit, as_json)

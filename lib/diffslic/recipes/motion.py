@@ -53,9 +53,9 @@ class Loss:
     distance: str = "l1"            # of the flow to it: l1, l2, squared or charbonnier
     fit: str = "ls"                 # how the motion is fitted: ls, as published, or irls
     normalised: bool = True         # count in units of the frame's mean motion
-    consistency: float = 1.0        # weight of Euler-Potts, of windows only
+    consistency: float = 0.3        # weight of Euler-Potts, of windows only
     potts: float = 0.0              # weight of Potts, of windows only
-    entropy: float = 0.01           # weight of the entropy
+    entropy: float = 0.02           # weight of the entropy
 
     def __call__(self, masks: Tensor, flow: Tensor) -> Tensor:
         """(B,) of masks (B, L, T, H, W) and flow (B, 2, T, H, W)."""
@@ -89,7 +89,7 @@ class Augmentation:
 
 
 class Windows:
-    """Batches of windows of flow, from all clips in random order.
+    """Batches of windows of flow: a random one of every clip, however long it is, then of every clip again.
 
     Args:
         clips: with flow, and images where the network reads them. model: whose configuration says what it reads.
@@ -101,8 +101,9 @@ class Windows:
         self.config, self.augmentation, self.batch_size, self.seed = model.config, augmentation, batch_size, seed
         self._channels = model.channels
         window = model.config.window
-        self.places = [(i, t) for i, clip in enumerate(clips) for t in range(len(clip) - window)]
-        if not self.places or batch_size < 1:
+        self.starts = [len(clip) - window for clip in clips]  # how many windows each clip has
+        self.clips = [i for i, count in enumerate(self.starts) if count > 0]
+        if not self.clips or batch_size < 1:
             raise ValueError(f"training needs a clip with {window + 1} frames and a batch_size from 1, got "
                              f"{max(map(len, clips), default=0)} frames at most and {batch_size}")
         rows, columns = self.config.size
@@ -118,10 +119,10 @@ class Windows:
         return {name: field.half() for name, field in _fields(clip, [t], self.config).items()}
 
     def _sample(self, position: int) -> dict[str, Tensor]:
-        epoch, place = divmod(position, len(self.places))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.places))
-        clip, start = self.places[order[place]]
+        epoch, place = divmod(position, len(self.clips))
+        clip = self.clips[np.random.default_rng([self.seed, epoch]).permutation(len(self.clips))[place]]
         rng = np.random.default_rng([self.seed, epoch, place])
+        start = int(rng.integers(self.starts[clip]))
         frames = [self._read(clip, t) for t in range(start, start + self.config.window)]
         fields = {name: torch.cat([frame[name] for frame in frames]).float() for name in frames[0]}
         fields = augmented(fields, self.augmentation, rng)
@@ -215,8 +216,8 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                        workers=workers, resume=resume, loggers=loggers, progress=progress)
     name = "em" if model.config.window == 1 else "spacetime"
     write_card(out_dir, fit, name=f"MotionNet, {name}", what=SYSTEMS[name], limits=LIMITS,
-               data=f"the flow of {len(clips)} clips ({clips[0].name} ...), {len(samples.places)} windows of "
-                    f"{model.config.window}, {batch_size} a step",
+               data=f"the flow of {len(clips)} clips ({clips[0].name} ...), windows of {model.config.window} "
+                    f"frames, {batch_size} a step, every clip as often as any other",
                validation=f"{len(validation)} other clips ({validation[0].name} ...): the loss, and where there are "
                           "masks J and F by the DAVIS 2016 protocol",
                command=command or f"diffslic.recipes.motion.train({str(out_dir)!r}, ..., steps={steps})",
@@ -250,7 +251,7 @@ def _clip_loss(model: MotionNet, clip: Clip, loss: Loss) -> float:
 
 
 def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, resolution: str = "480p",
-            file: str | Path | None = None, n_clips: int = 40, n_frames: int = 10,
+            file: str | Path | None = None, n_clips: int = 40, n_frames: int = 17,
             size: tuple[int, int] = (240, 428), raft: str | Path = "small", device: str = "cpu",
             progress: bool = True) -> tuple[list[Clip], list[Clip]]:
     """Clips to train and to validate on, with RAFT's flow kept under ``cache``.

@@ -32,7 +32,7 @@ def motion_basis(height: int, width: int, model: str = "quadratic", device: torc
         ValueError: unknown model.
     """
     check_model(model)
-    return monomials(height, width, device, dtype)[:len(EXPONENTS[model])].unflatten(1, (height, width))
+    return monomials(height, width, device)[:len(EXPONENTS[model])].unflatten(1, (height, width)).to(dtype)
 
 
 def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str = "ls", distance: str = "l2",
@@ -63,11 +63,11 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
     check_fit(flow, weights, fit, distance, n_iters)
     check_model(model)
     size, count, masks = flow.shape[-2:], len(EXPONENTS[model]), weights[:, :, None]
-    powers, vectors, pixels = monomials(*size, flow.device, flow.dtype), flow.flatten(2), masks.flatten(3)
+    powers, vectors, pixels = monomials(*size, flow.device), flow.flatten(2), masks.flatten(3)
     if fit == "ls":
         return _least_squares(powers, count, vectors, pixels).to(flow.dtype)
     step = step_for(*size, max_pixels)
-    rough = monomials(*size, flow.device, flow.dtype, step)
+    rough = monomials(*size, flow.device, step)
     few, few_pixels = every(step, flow).flatten(2), every(step, masks).flatten(3)
     with torch.no_grad():
         theta = _least_squares(rough, count, few, few_pixels)
@@ -93,7 +93,7 @@ def motion_flow(theta: Tensor, height: int, width: int, model: str = "quadratic"
     if theta.ndim != 4 or theta.shape[2:] != (len(EXPONENTS[model]), 2):
         raise ValueError(f"theta of the {model} model must be (B, L, {len(EXPONENTS[model])}, 2), "
                          f"got {tuple(theta.shape)}")
-    return values(theta, monomials(height, width, theta.device, theta.dtype)).unflatten(-1, (height, width))
+    return values(theta, monomials(height, width, theta.device)).unflatten(-1, (height, width))
 
 
 def camera_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_pixels: int = 10_000) -> Tensor:

@@ -1,8 +1,7 @@
 """Polynomials of the pixel coordinates: values, and the normal equations of weighted least squares.
 
 A product of two monomials is a monomial again. So the 36 entries of a quadratic motion's normal matrix are 15 moments
-sum_p w(p) x^i y^j, for all layers one matrix product of masks and monomials; and no mask is ever multiplied with a flow
-pixel by pixel, which would take longer than all the rest.
+sum_p w(p) x^i y^j, for all layers one matrix product of masks and monomials.
 """
 
 import torch
@@ -12,12 +11,11 @@ EXPONENTS = {"constant": ((0, 0),), "affine": ((0, 0), (1, 0), (0, 1)),
              "quadratic": ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))}  # of x and of y; each begins the next
 # Those of all products of two, by degree: the models above are the first of them.
 PRODUCTS = tuple((degree - j, j) for degree in range(5) for j in range(degree + 1))
-BLOCK = 4096  # pixels summed in the precision of the flow; their sums are added in double
+BLOCK = 4096  # pixels at a time: what is made of them in double precision stays in the processor's cache
 
 
-def monomials(height: int, width: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float64,
-              step: int = 1) -> Tensor:
-    """The 15 monomials of degree up to 4, at every ``step``-th row and column: (15, N).
+def monomials(height: int, width: int, device: torch.device | str | None = None, step: int = 1) -> Tensor:
+    """The 15 monomials of degree up to 4, at every ``step``-th row and column: (15, N) float64.
 
     The coordinates are centred and divided by half the longer side, so they lie within [-1, 1] with square pixels. From
     corner coordinates in [0, 1) the same models follow, but with worse conditioned normal equations.
@@ -25,39 +23,37 @@ def monomials(height: int, width: int, device: torch.device | str | None = None,
     half, powers = max(height, width) / 2, torch.arange(5, device=device)
     y, x = ((torch.arange(0, size, step, device=device, dtype=torch.float64)[:, None] - (size - 1) / 2) / half
             for size in (height, width))
-    y, x = (y ** powers).to(dtype), (x ** powers).to(dtype)
+    y, x = y ** powers, x ** powers
     return torch.stack([y[:, None, j] * x[None, :, i] for i, j in PRODUCTS]).flatten(1)
 
 
 def values(theta: Tensor, powers: Tensor) -> Tensor:
-    """Polynomials (..., 2, N) of parameters (..., F, 2) on :func:`monomials`."""
-    return theta.transpose(-1, -2) @ powers[:theta.shape[-2]]
+    """Polynomials (..., 2, N) of parameters (..., F, 2) on :func:`monomials`, of the parameters' dtype."""
+    return theta.transpose(-1, -2) @ powers[:theta.shape[-2]].to(theta)
 
 
 def normal_equations(powers: Tensor, count: int, flow: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The normal equations of weighted least squares: block diagonal, one (F, F) block a layer.
 
+    Sums are taken in double: the matrix of a small mask far from the middle is nearly singular.
+
     Args:
-        powers: (15, N) of :func:`monomials`, in the flow's dtype. count: F, how many of them the model has.
+        powers: (15, N) of :func:`monomials`, float64. count: F, how many of them the model has.
         flow: (B, 2, N). weights: (B, L, K, N), K = 1 for both components alike, K = 2 for each its own.
 
     Returns:
         normal (B, L, K, F, F) and moments (B, L, 2, F), float64.
     """
-    products = torch.zeros((), dtype=torch.float64, device=flow.device)
-    sides = torch.zeros((), dtype=torch.float64, device=flow.device)
+    products = sides = powers.new_zeros(())
     both = [PRODUCTS.index((i + k, j + m)) for i, j in PRODUCTS[:count] for k, m in PRODUCTS[:count]]
-    needed = max(both) + 1
-    for block, pixels, part in zip(powers.split(BLOCK, -1), flow.split(BLOCK, -1), weights.split(BLOCK, -1)):
-        moments = torch.bmm(part.flatten(1, 2), block[:needed].T.expand(len(part), -1, -1))   # (B, L K, 15)
-        right = pixels[:, :, None] * block[:count]                          # (B, 2, F, n)
-        if part.shape[2] == 1:
-            right = torch.bmm(part[:, :, 0], right.flatten(1, 2).transpose(1, 2)).unflatten(-1, (2, count))
-        else:
-            right = (part.transpose(1, 2) @ right.transpose(2, 3)).transpose(1, 2)  # (B, L, 2, F)
-        products, sides = products + moments.double(), sides + right.double()
-    normal = products[..., both].unflatten(-1, (count, count))
-    return normal.unflatten(1, weights.shape[1:3]), sides
+    needed = powers[:max(both) + 1]
+    for block, pixels, part in zip(needed.split(BLOCK, -1), flow.split(BLOCK, -1), weights.split(BLOCK, -1)):
+        columns = block.T.expand(len(part), -1, -1)                         # (B, n, 15)
+        products = products + torch.bmm(part.flatten(1, 2).double(), columns)
+        weighted = (part * pixels[:, None]).flatten(1, 2)                   # (B, L 2, n)
+        sides = sides + torch.bmm(weighted.double(), columns[..., :count])
+    normal = products[..., both].unflatten(-1, (count, count)).unflatten(1, weights.shape[1:3])
+    return normal, sides.unflatten(1, (-1, 2))
 
 
 def solve(normal: Tensor, moments: Tensor) -> Tensor:

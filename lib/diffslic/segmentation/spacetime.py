@@ -85,13 +85,13 @@ def fit_spacetime(flow: Tensor, weights: Tensor, model: str = "quadratic", spaci
     check_model(model)
     splines = spline_basis(flow.shape[2], spacing, published).to(flow.device)
     size, count = flow.shape[-2:], len(EXPONENTS[model])
-    powers, pixels = monomials(*size, flow.device, flow.dtype), weights.flatten(3)
+    powers, pixels = monomials(*size, flow.device), weights.flatten(3)
     vectors = flow.flatten(3).contiguous()
     with torch.no_grad():
         if fit == "ls":
             return _solved(vectors, pixels, powers, count, splines, distance, None)
         step = step_for(*size)
-        rough = monomials(*size, flow.device, flow.dtype, step)
+        rough = monomials(*size, flow.device, step)
         few, few_pixels = every(step, flow).flatten(3), every(step, weights).flatten(3)
         theta = _solved(few, few_pixels, rough, count, splines, distance, None)
         for _ in range(n_iters - 1):
@@ -108,7 +108,7 @@ def spacetime_flow(theta: Tensor, n_frames: int, size: tuple[int, int], model: s
         raise ValueError(f"theta of {n_frames} frames must be (B, L, {splines.shape[1]}, {count}, 2), got "
                          f"{tuple(theta.shape)}")
     of_frames = torch.einsum("tk,blkfc->bltfc", splines, theta)
-    return values(of_frames, monomials(*size, theta.device, theta.dtype)).transpose(2, 3).unflatten(-1, size)
+    return values(of_frames, monomials(*size, theta.device)).transpose(2, 3).unflatten(-1, size)
 
 
 def spacetime_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", spacing: int = SPACING, distance: str = "l1",
@@ -142,7 +142,7 @@ def spacetime_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", spacin
     weights = masks.detach() / scales[:, None, :, None, None] if fit == "irls" else masks.detach()
     theta = fit_spacetime(flow, weights, model, spacing, fit, distance, n_iters, published)
     splines = spline_basis(flow.shape[2], spacing, published).to(theta)
-    powers, distances = monomials(*flow.shape[-2:], flow.device, flow.dtype), torch.empty_like(masks).flatten(3)
+    powers, distances = monomials(*flow.shape[-2:], flow.device).to(flow.dtype), torch.empty_like(masks).flatten(3)
     with torch.no_grad():
         for t, spline in enumerate(splines):
             residual = _frame_residual(theta, spline, powers, flow[:, :, t].flatten(2).contiguous())
