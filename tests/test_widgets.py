@@ -165,6 +165,20 @@ def test_the_flow_explorer_follows_a_pixel_into_the_next_frame(monkeypatch: pyte
         flow_explorer(FRAMES[:2], flows, likeness)
 
 
+def test_the_motion_explorer_has_a_slider_for_every_factor() -> None:
+    monomials = torch.stack([torch.ones(6, 10), torch.linspace(-1, 1, 10).expand(6, 10)])
+
+    def flow_of(theta: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("blfc,fhw->blchw", theta, monomials)
+
+    image, caption, controls = parts(widgets.motion_explorer(flow_of, ["1", "x"], largest=4))
+    assert list(controls) == ["u: 1", "u: x", "v: 1", "v: x"]
+    assert np.abs(decoded(image) - viz.flow_to_color(flow_of(torch.tensor([[[[1., 0], [0, 0]]]]))[0, 0], 4)).mean() < 4
+    controls["u: 1"].value, controls["v: x"].value = 0, 3
+    assert np.abs(decoded(image) - viz.flow_to_color(flow_of(torch.tensor([[[[0, 0], [0, 3.]]]]))[0, 0], 4)).mean() < 4
+    assert caption.value == "mean motion 1.67 px, largest 3.00 px"
+
+
 def test_the_depth_explorer_shows_line_match_and_error() -> None:
     depth, sigma = torch.full((24, 40), 4.0), torch.full((24, 40), 0.5)
     depth[0] = sigma[0] = torch.nan

@@ -116,6 +116,28 @@ def flow_explorer(frames: Sequence[viz.Arraylike], flows: Sequence[Tensor],
     return _chosen_by_click(_explorer(draw, text, [frame, view, row, column]), row, column, pictures=2)
 
 
+def motion_explorer(flow_of: Callable[[Tensor], Tensor], names: Sequence[str], largest: float = 4) -> ipywidgets.VBox:
+    """Parametric motion: a slider in pixels for each factor of u and of v, and the colours of the flow that they make.
+
+    Args:
+        flow_of: factors (1, 1, F, 2) to flow (1, 1, 2, H, W) in pixels.
+        names: F, of the monomials.
+        largest: pixels, the end of the sliders and the motion of the strongest colour.
+    """
+    sliders = [ipywidgets.FloatSlider(value=float(component == "u" and i == 0), min=-largest, max=largest, step=0.1,
+                                      description=f"{component}: {name}")
+               for component in "uv" for i, name in enumerate(names)]
+
+    def flow() -> Tensor:
+        return flow_of(torch.tensor([slider.value for slider in sliders]).reshape(1, 1, 2, -1).transpose(-1, -2))[0, 0]
+
+    def text() -> str:
+        length = flow().norm(dim=0)
+        return f"mean motion {float(length.mean()):.2f} px, largest {float(length.max()):.2f} px"
+
+    return _explorer(lambda: _jpeg(viz.flow_to_color(flow(), largest)), text, sliders)
+
+
 def depth_explorer(first: Tensor, second: Tensor, flow: Tensor, depth: Tensor, sigma: Tensor,
                    places: Callable[[tuple[int, int], Tensor], Tensor]) -> ipywidgets.VBox:
     """Two frames: of a pixel of the first, its epipolar line in the second, its match, and how sure its depth is.

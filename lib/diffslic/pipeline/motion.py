@@ -12,7 +12,7 @@ from diffslic.segmentation import MotionNet, expectation_maximisation, moving_la
 from diffslic.segmentation.motionnet import parse_input
 from diffslic.training import device_of
 
-EM_ROWS = 120  # height at which EM works: every pixel of 240 rows would take four times as long for the same layers
+EM_ROWS = 96  # height at which EM works: all pixels of 240 rows would take six times as long for the same layers
 
 
 def motion_fields(clip: Clip, frames: Iterable[int], names: Collection[str] = ("flow",)) -> dict[str, Tensor]:
@@ -55,5 +55,5 @@ def em_mask(flow: Tensor, n_layers: int = 2, seed: int = 0) -> Tensor:
     height, width = flow.shape[-2:]
     rows = min(EM_ROWS, height)
     small = geometry.resize_flow(flow, (rows, max(1, round(width * rows / height))))
-    masks = geometry.resize(expectation_maximisation(small, n_layers, seed=seed).masks, (height, width))
+    masks = geometry.resize(expectation_maximisation(small, n_layers, n_starts=2, seed=seed).masks, (height, width))
     return moving_layers(masks.argmax(1), flow)
