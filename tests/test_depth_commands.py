@@ -47,7 +47,7 @@ def test_pairs_and_frames_with_true_flow(clip, true_flow):
         assert metrics.depth(found.depth[0], clip.depth(t))["abs_rel"] < 1e-3 and found.valid.float().mean() > 0.2
     one, two = (pipeline.frame_depth(clip, 1, raft, offsets, min_parallax=0.5) for offsets in ((1, 5), (-1, 0, 1)))
     assert two.valid.sum() > one.valid.sum()
-    with pytest.raises(ValueError, match="of 3 frames has none at .9, 0. from frame 1"):
+    with pytest.raises(ValueError, match="frame 1 of clip .* has no other frame at the offsets .9, 0."):
         pipeline.frame_depth(clip, 1, raft, (9, 0))
 
 
@@ -84,10 +84,11 @@ def test_bad_input_is_one_line(folder, clip, tmp_path, capsys):
     missing, data = str(tmp_path / "no"), str(folder)
     for arguments, reason in (([data, "--offsets", "one"], "whole numbers such as -1,1, got 'one'"),
                               ([data, "--dataset", "kitti"], "dataset"), ([missing], "no trajectory"),
-                              ([str(without)], "has no camera_to_world"), ([data, "--offsets", "7"], "has none at"),
+                              ([str(without)], "has no camera_to_world"),
+                              ([data, "--offsets", "7"], "no other frame at"),
                               ([data, "--min-parallax", "0"], "above 0 pixels"),
                               ([data, "--fov", "80"], "--fov is for recordings"),
-                              ([data, "--offsets", "2"], "has none at [2] from frame 1")):
+                              ([data, "--offsets", "2"], "no other frame at the offsets [2]")):
         assert cli.main(["depth", *arguments, *out]) == 2
         assert reason in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()

@@ -51,6 +51,25 @@ def test_flow_writes_fields_pictures_and_a_film(frames, tmp_path, weights, capsy
     assert torch.equal(io.read_image(out / "colors" / "1.png"), shown)
 
 
+def test_files_of_another_run_are_not_mixed_with(frames, tmp_path, weights, capsys):
+    arguments = ["flow", str(frames), "--out", str(tmp_path / "out"), "--weights", weights, "--iters", "1"]
+    assert cli.main(arguments) == 0
+    assert cli.main(arguments) == 0  # the same once more
+    (frames / "3.png").unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "flow").iterdir()}
+    for more in ([], ["--format", "png"]):
+        assert cli.main([*arguments, *more]) == 2
+        assert "of another run" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "flow").iterdir()} == before
+
+
+def test_frames_that_are_no_tensors_are_named(weights):
+    raft = RAFT.from_pretrained(weights)
+    for wrong in ("frames/", [torch.rand(3, 16, 16).numpy()]):
+        with pytest.raises(ValueError, match="must be tensors"):
+            next(raft.video(wrong))
+
+
 def test_flow_in_kittis_format_by_chosen_colors(frames, tmp_path, weights, capsys):
     out = tmp_path / "out"
     common = ["flow", str(frames), "--weights", weights, "--iters", "1", "--no-polish", "--json"]

@@ -13,9 +13,10 @@ from diffslic.cli.common import Device, Json, Polish, app
 def depth(
     source: Annotated[Path, typer.Argument(help="A trajectory of TartanAir or a folder above several, or a recording "
                                                 "of AirSim.")],
-    out: Annotated[Path, typer.Option(help="Where OUT/<clip>/<frame>.npy and its pictures go.")],
+    out: Annotated[Path, typer.Option(help="Where OUT/<clip>/<frame>.npy, _sigma.npy and _depth.png go.")],
     dataset: Annotated[str, typer.Option(help="tartanair or airsim: what has poses on disk.")] = "tartanair",
-    offsets: Annotated[str, typer.Option(help="Frames to which flow is computed, from each; fused.")] = "-2,-1,1,2",
+    offsets: Annotated[str, typer.Option(help="Frames to which flow is computed, counted from each; "
+                                              "fused. Every frame needs one of them.")] = "-2,-1,1,2",
     fov: Annotated[float | None, typer.Option(help="Of AirSim's camera, along the longer side, in degrees.",
                                               show_default="90")] = None,
     superpixels: Annotated[bool, typer.Option("--superpixels", help="Fit a plane to each superpixel.")] = False,
@@ -66,6 +67,9 @@ def airsim_server(
     """Answer AirSim's client by drawing procedural scenes, until interrupted: no Unreal Engine is needed.
 
     Example: diffslic airsim-server --scene street
+
+    Then fly, with airsim from diffslic and torch: airsim.capture(airsim.connect(),
+    airsim.orbit(torch.tensor([10.0, 0, -1]), 6, 20), "flight/"); and diffslic depth flight/ --out depth/
     """
     from diffslic.airsim import Server
     from diffslic.airsim.server import Simulator

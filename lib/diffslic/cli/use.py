@@ -113,7 +113,8 @@ def superpixels(
 @app.command()
 def flow(
     source: Annotated[Path, typer.Argument(help="A folder of frames or a video file.")],
-    out: Annotated[Path, typer.Option(help="Where flow/, colors/ and colors.mp4 go.")],
+    out: Annotated[Path, typer.Option(help="Where flow/, colors/ and colors.mp4 go; with --both-ways also backward/ "
+                                           "and occlusion/.")],
     weights: Annotated[str, typer.Option(help="RAFT: a shipped name or a file, also princeton-vl's or "
                                               "torchvision's.")] = "small",
     iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
@@ -125,8 +126,9 @@ def flow(
                                                   show_default="the largest 99th percentile of a frame")] = None,
     rows: Annotated[int | None, typer.Option(help="Height to which frames are brought first.",
                                              show_default="their own")] = None,
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Twice as fast where the processor knows it; differs "
-                                                              "by hundredths of a pixel.")] = False,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="RAFT up to twice as fast where the processor knows "
+                                                              "it; differs by hundredths of a pixel in the mean, by "
+                                                              "more at a few.")] = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -164,6 +166,8 @@ def precompute_flow(
     as_json: Json = False,
 ) -> None:
     """Compute the flow of every clip once: one HDF5 file per clip, a field of 480p in about 0.3 MB.
+
+    A file that was made with other weights or options is made again.
 
     Example: diffslic precompute flow ../DAVIS2016 --out cache --resolution 480p
 

@@ -113,6 +113,8 @@ def _pairs(raft: "RAFT", frames: Iterable[Tensor], n_iters: int) -> Iterator[tup
     device = device_of(raft)
     first, number = None, -1
     for number, frame in enumerate(frames):
+        if not isinstance(frame, Tensor):
+            raise ValueError(f"frames must be tensors (3, H, W), got {type(frame).__name__}")
         image = frame[None].to(device)
         try:
             check_images(*([] if first is None else [first.image]), image)

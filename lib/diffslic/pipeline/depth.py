@@ -127,7 +127,8 @@ class _Pairs:
 def _others(clip: Clip, t: int, offsets: Sequence[int]) -> list[int]:
     others = [t + offset for offset in offsets if offset and 0 <= t + offset < len(clip)]
     if not others:
-        raise ValueError(f"clip {clip.name!r} of {len(clip)} frames has none at {list(offsets)} from frame {t}")
+        raise ValueError(f"frame {t} of clip {clip.name!r} has no other frame at the offsets {list(offsets)}: give one "
+                         f"before and one after, such as -1,1 ({len(clip)} frames)")
     return others
 
 

@@ -79,7 +79,8 @@ def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, pol
         pairs, the mean motion and the largest of the colours in pixels, and with ``both_ways`` the share occluded.
 
     Raises:
-        ValueError: frames that RAFT does not take, one frame only, another layout. OSError: a file cannot be written.
+        ValueError: frames that RAFT does not take, one frame only, another layout, or a folder with files of another
+            run that this one would not replace. OSError: a file cannot be written.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"flow is written as {' or '.join(LAYOUTS)}, got {layout!r}")
@@ -87,6 +88,7 @@ def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, pol
         raise ValueError(f"the largest motion of the colours must be above 0, got {largest}")
     folder, write = Path(folder), LAYOUTS[layout]
     names = [clip.frame_name(t) for t in range(len(clip))]
+    _refuse_others(folder, names, layout, both_ways)
     device = device_of(raft)
     pairs = _pairs(raft, (clip.frame(t).to(device) for t in range(len(clip))), n_iters, polished, both_ways)
     lengths, peaks, occluded = [], [], []
@@ -113,6 +115,17 @@ def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, pol
     write_video(folder / "colors.mp4", pictures(), clip.fps or 24)
     figures = {"pairs": len(clip) - 1, "mean_motion": float(np.mean(lengths)), "largest": largest}
     return {**figures, "occluded": float(np.mean(occluded))} if both_ways else figures
+
+
+def _refuse_others(folder: Path, names: Sequence[str], layout: str, both_ways: bool) -> None:
+    """A folder holds the flow of one run: whoever reads it takes every file there for its own."""
+    own = {"flow": (names[:-1], layout), "colors": (names[:-1], "png"),
+           "backward": (names[1:] if both_ways else [], layout), "occlusion": (names[:-1] if both_ways else [], "png")}
+    for part, (stems, suffix) in own.items():
+        known = {f"{stem}.{suffix}" for stem in stems}
+        for path in sorted((folder / part).iterdir()) if (folder / part).is_dir() else ():
+            if path.name not in known and not path.name.startswith("."):
+                raise ValueError(f"{path} is of another run: remove the folder or choose another")
 
 
 class _Pair(NamedTuple):
