@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffslic.segmentation import coherence_loss, motion_basis, spacetime_loss, spline_basis
-from measuring import forget_peak, medians, peak_memory
+from measuring import medians, peak_growth
 
 HEIGHT, WIDTH, N_LAYERS, BATCH, N_FRAMES, ROUNDS = 128, 224, 4, 4, 9, 3
 
@@ -118,10 +118,7 @@ def memory_growth(job: tuple[str, int, int, int, int]) -> float:
     torch.set_num_threads(1)
     masks, flow = sample(1, layers, height, width, n_frames)
     WAYS[name](masks[..., :16, :16], flow[..., :16, :16])  # libraries are loaded
-    forget_peak()
-    before = peak_memory()
-    WAYS[name](masks, flow)
-    return peak_memory() - before
+    return peak_growth(lambda: WAYS[name](masks, flow))
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

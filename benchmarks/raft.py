@@ -2,7 +2,8 @@
 
 Plain: features of both images of every pair, the whole volume and its pooled copies, bilinear sampling of every
 window, three convolutions per gate over state, context and motion, and the full flow after every correction. Both run
-in turn, A B A B, CPU time, medians; peak memory in a process of its own each, at 1080 x 1920 too.
+in turn, A B A B, CPU time, medians; memory beyond what the process of each contestant held before, at 1080 x 1920
+too.
 
     python benchmarks/raft.py
 """
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from diffslic import datasets, geometry
 from diffslic.flow import RAFT, RAFTConfig
 from diffslic.flow.layers import InstanceNorm
-from measuring import medians, peak_memory
+from measuring import medians, peak_growth
 
 SIZE, FRAMES, N_ITERS, ROUNDS = (480, 856), 6, 12, 3
 
@@ -113,24 +114,26 @@ def contestants(variant: str) -> dict[str, Callable[[], list[Tensor]]]:
             "bf16": lambda: list(half.video(frames, N_ITERS))}
 
 
-def peak_of(variant: str, name: str) -> float:
-    """Peak of one contestant in a process of its own, in MB."""
+def alone(measure: Callable[..., float], *job: str) -> float:
+    """A measure of memory in a process of its own, in MB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (variant, name))
+        return pool.apply(measure, job)
 
 
-def _peak(variant: str, name: str) -> float:
+def growth(variant: str, name: str) -> float:
     torch.set_num_threads(1)
-    if name == "1080p":
-        list(network(variant).video(scene(2, (1080, 1920)), N_ITERS))
-    else:
-        contestants(variant)[name]()
-    return peak_memory()
+    return peak_growth(contestants(variant)[name])
+
+
+def growth_at_1080p(variant: str) -> float:
+    torch.set_num_threads(1)
+    net, frames = network(variant), scene(2, (1080, 1920))
+    return peak_growth(lambda: list(net.video(frames, N_ITERS)))
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"{FRAMES} frames of {SIZE[0]}x{SIZE[1]}, {N_ITERS} corrections, CPU seconds a pair; peak of the process")
+    print(f"{FRAMES} frames of {SIZE[0]}x{SIZE[1]}, {N_ITERS} corrections, CPU seconds a pair; growth of memory")
     for variant in ("small", "large"):
         ways = contestants(variant)
         flows = {name: torch.stack(way()) for name, way in ways.items()}
@@ -138,8 +141,9 @@ def main() -> None:
         for name in ways:
             gap = (flows[name] - flows["plain"]).norm(dim=1)
             print(f"{variant} {name:11} {seconds[name] / (FRAMES - 1):6.2f} s  x{seconds['plain'] / seconds[name]:.2f}"
-                  f"  {peak_of(variant, name):6.0f} MB  from plain: mean {gap.mean():.4f}, most {gap.max():.4f} px")
-        print(f"{variant} at 1080 x 1920, one pair: {peak_of(variant, '1080p'):.0f} MB")
+                  f"  {alone(growth, variant, name):6.0f} MB  from plain: mean {gap.mean():.4f}, "
+                  f"most {gap.max():.4f} px")
+        print(f"{variant} at 1080 x 1920, one pair: {alone(growth_at_1080p, variant):.0f} MB")
 
 
 if __name__ == "__main__":

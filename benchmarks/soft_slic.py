@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffslic.superpixels import grid_for, soft_slic
 from diffslic.superpixels.slic import SMALLEST_WEIGHT
-from measuring import forget_peak, medians, peak_memory
+from measuring import medians, peak_growth
 
 HEIGHT, WIDTH, N_ITERS, ROUNDS = 321, 481, 10, 5
 
@@ -71,11 +71,7 @@ def memory_growth(job: tuple[str, int, int]) -> float:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     name, channels, n_spixels = job
-    way = ways(channels, n_spixels)[name]
-    forget_peak()
-    before = peak_memory()
-    way()
-    return peak_memory() - before
+    return peak_growth(ways(channels, n_spixels)[name])
 
 
 def main() -> None:

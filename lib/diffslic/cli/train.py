@@ -231,7 +231,7 @@ def _train_motion(system: str, out: Path, dataset: str, root: Path | None, file:
     changes = motion.Augmentation(**augmentation)
     where = how["device"] if how["device"] != "auto" else "cpu"
     clips, validation = motion.prepare(dataset, cache, root=root, resolution=resolution, file=file, n_clips=n_clips,
-                                       n_frames=shape.window + 8, device=where, progress=not as_json)
+                                       n_frames=max(17, shape.window + 8), device=where, progress=not as_json)
     fit = motion.train(out, clips, validation, system=system, config=shape, loss=motion.Loss(**loss),
                        augmentation=changes, **how)
     _show_fit(fit, as_json)

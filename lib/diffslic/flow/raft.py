@@ -103,8 +103,7 @@ class RAFT(nn.Module):
         correlate = self.correlate(self.features(image1), self.features(image2))
         context = self.context(image1)
         start = None if initial is None else geometry.resize_flow(_pad(initial), context.state.shape[-2:])
-        *_, last = self.refine(correlate, context, n_iters, start)
-        return self.upsample(*last, image1.shape[-2:])
+        return self.upsample(*self.refined(correlate, context, n_iters, start), image1.shape[-2:])
 
     def predictions(self, image1: Tensor, image2: Tensor, n_iters: int = 12) -> Predictions:
         """What training compares with the truth: the flow after every correction, and the similarities of cells."""
@@ -170,6 +169,13 @@ class RAFT(nn.Module):
             state, correction = self.update_block(state, gates, similarity.to(state.dtype), flow.to(state.dtype))
             flow = flow + correction
             yield flow, state
+
+    def refined(self, correlate: Callable[[Tensor], Tensor], context: Context, n_iters: int,
+                initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The last of :meth:`refine`; the hidden states before it are not kept."""
+        for step in self.refine(correlate, context, n_iters, initial):
+            last = step
+        return last
 
     def upsample(self, flow: Tensor, state: Tensor, size: tuple[int, int]) -> Tensor:
         """Flow (B, 2, H, W) in pixels of the whole image from flow (B, 2, h, w) in cells."""

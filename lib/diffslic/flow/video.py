@@ -55,10 +55,12 @@ def forward_flow(raft: "RAFT", frames: Iterable[Tensor], n_iters: int = 12,
     """
     start = correlate = None
     for first, second in _pairs(raft, frames, n_iters):
+        context = first.context  # before the first volume is there: it needs as much memory
         correlate = (correlate.renewed if correlate else raft.correlate)(first.features, second.features)
-        *_, (cells, state) = raft.refine(correlate, first.context, n_iters, start)
+        cells, state = raft.refined(correlate, context, n_iters, start)
         yield raft.upsample(cells, state, first.image.shape[-2:])[0]
         start = carried(cells, cells) if warm_start else None
+        del first, second, context, cells, state  # or they would live on beside the next frame's
 
 
 @torch.no_grad()
@@ -67,12 +69,12 @@ def flow_both_ways(raft: "RAFT", frames: Iterable[Tensor], n_iters: int = 12,
     """As :func:`forward_flow`, there and back: both ways share features, contexts and the comparison of all cells."""
     start = back_start = correlate = None
     for first, second in _pairs(raft, frames, n_iters):
-        size = first.image.shape[-2:]
+        size, context, back_context = first.image.shape[-2:], first.context, second.context
         correlate = (correlate.renewed if correlate else raft.correlate)(first.features, second.features)
-        *_, (cells, state) = raft.refine(correlate, first.context, n_iters, start)
+        cells, state = raft.refined(correlate, context, n_iters, start)
         forward = raft.upsample(cells, state, size)
         back = correlate.reversed(first.features, second.features)
-        *_, (back_cells, state) = raft.refine(back, second.context, n_iters, back_start)
+        back_cells, state = raft.refined(back, back_context, n_iters, back_start)
         backward = raft.upsample(back_cells, state, size)
         yield BothWays(forward[0], backward[0], occlusion(forward, backward)[0], occlusion(backward, forward)[0])
         if warm_start:
