@@ -97,9 +97,9 @@ def beside_tvl1(raft: RAFT, scenes: list[Pair], real: list[Pair]) -> None:
     if ratios:
         means = [math.exp(statistics.mean(map(math.log, column))) for column in zip(*ratios)]
         print(f"geometric mean of the real pairs' ratios: RAFT {means[0]:.3f}, polished {means[1]:.3f}; "
-              f"the largest {max(ratio for ratio, _ in ratios):.3f} and {max(ratio for _, ratio in ratios):.3f}")
+              f"the largest {max(ratio for ratio, _ in ratios):.2f} and {max(ratio for _, ratio in ratios):.2f}")
     print("CPU seconds a pair at 240x428: "
-          + ", ".join(f"{name} {statistics.median(values):.3f}" for name, values in seconds.items() if name != "zero"))
+          + ", ".join(f"{name} {statistics.median(values):.2f}" for name, values in seconds.items() if name != "zero"))
 
 
 def corrections(raft: RAFT) -> None:

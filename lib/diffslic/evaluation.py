@@ -20,7 +20,6 @@ from diffslic.datasets.composite_flow import flow_both_ways
 from diffslic.datasets.folder import image_files
 from diffslic.files import written_whole
 from diffslic.segmentation import MotionNet
-from diffslic.segmentation.motionnet import parse_input
 from diffslic.segmentation.selection import ORACLES, SELECTIONS
 from diffslic.superpixels import SSN, SpixelFCN
 from diffslic.training import device_of
@@ -154,8 +153,8 @@ def evaluate_motion(model: MotionNet, clips: Sequence[Clip], folder: str | Path,
 def _motion_rows(model: MotionNet, clip: Clip, folder: Path, selection: str, window: int | None, low_memory: bool,
                  keep: Collection[str]) -> list[dict[str, Any]]:
     frames, device = list(clip.frames_with("flow")), device_of(model)
-    names = {name for name, _ in map(parse_input, model.config.inputs)} - {"residual"} | {"flow"}
-    fields = {name: field.to(device) for name, field in pipeline.motion_fields(clip, frames, names).items()}
+    fields = {name: field.to(device)
+              for name, field in pipeline.motion_fields(clip, frames, model.config.fields).items()}
     masks = torch.stack(list(model.masks(**fields, window=window, low_memory=low_memory)), dim=1).cpu()  # (L, T, h, w)
     layers = torch.stack([geometry.resize(frame[None], clip.size)[0].argmax(0) for frame in masks.unbind(1)])
     pieces = [[i] for i in range(len(frames))] if model.config.window == 1 else [list(range(len(frames)))]

@@ -179,7 +179,7 @@ def train_em(
               "widths": [int(width) for width in widths.split(",")], "size": image_size}
     loss = {"model": model, "distance": distance, "fit": fit, "normalised": normalised, "entropy": entropy}
     augmentation = {"global_motion": global_motion, "crop": crop, "noise": noise}
-    _train_motion("em", out, dataset, root, file, resolution, cache, n_clips, config, loss, augmentation, as_json,
+    _train_motion(out, dataset, root, file, resolution, cache, n_clips, config, loss, augmentation, as_json,
                   start=start, steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed,
                   **_how(device, devices, precision, workers, logger, out, as_json))
 
@@ -216,12 +216,12 @@ def train_spacetime(
             "consistency": consistency, "potts": potts, "entropy": entropy}
     augmentation = {"global_motion": global_motion, "temporal_scale": temporal_scale, "crop": crop, "noise": noise,
                     "null": null}
-    _train_motion("spacetime", out, dataset, root, file, resolution, cache, n_clips, config, loss, augmentation,
+    _train_motion(out, dataset, root, file, resolution, cache, n_clips, config, loss, augmentation,
                   as_json, start=start, steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed,
                   **_how(device, devices, precision, workers, logger, out, as_json))
 
 
-def _train_motion(system: str, out: Path, dataset: str, root: Path | None, file: Path | None, resolution: str,
+def _train_motion(out: Path, dataset: str, root: Path | None, file: Path | None, resolution: str,
                   cache: Path, n_clips: int, config: dict[str, Any], loss: dict[str, Any],
                   augmentation: dict[str, Any], as_json: bool, **how: Any) -> None:
     from diffslic.recipes import motion
@@ -232,7 +232,7 @@ def _train_motion(system: str, out: Path, dataset: str, root: Path | None, file:
     where = how["device"] if how["device"] != "auto" else "cpu"
     clips, validation = motion.prepare(dataset, cache, root=root, resolution=resolution, file=file, n_clips=n_clips,
                                        n_frames=max(17, shape.window + 8), device=where, progress=not as_json)
-    fit = motion.train(out, clips, validation, system=system, config=shape, loss=motion.Loss(**loss),
+    fit = motion.train(out, clips, validation, config=shape, loss=motion.Loss(**loss),
                        augmentation=changes, **how)
     _show_fit(fit, as_json)
 

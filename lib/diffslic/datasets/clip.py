@@ -1,6 +1,6 @@
 """``Clip``: a video with its truths. The one type that every dataset gives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -142,6 +142,13 @@ class Clip:
             raise IndexError(f"clip {self.name!r} has {self.length} frames: {kind}({t}) is outside "
                              f"{frames.start}..{frames.stop - 1}")
         return self.readers[kind](t)
+
+
+def check_apart(clips: Iterable[Clip], validation: Iterable[Clip]) -> None:
+    """Raise ValueError if a clip, by its name, is both trained on and validated on."""
+    shared = sorted({clip.name for clip in clips} & {clip.name for clip in validation})
+    if shared:
+        raise ValueError(f"clip {shared[0]!r} is both trained on and validated on: split by sequence")
 
 
 def _read_later(read: Reader, start: int, t: int) -> Tensor:

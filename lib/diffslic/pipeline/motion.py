@@ -9,7 +9,6 @@ from torch import Tensor
 from diffslic import geometry, viz
 from diffslic.datasets.clip import Clip
 from diffslic.segmentation import MotionNet, expectation_maximisation, moving_layers
-from diffslic.segmentation.motionnet import parse_input
 from diffslic.training import device_of
 
 EM_ROWS = 96  # height at which EM works: all pixels of 240 rows would take six times as long for the same layers
@@ -38,10 +37,9 @@ def predict_motion(model: MotionNet, clip: Clip, window: int | None = None) -> n
     The last frame, which no flow leaves, is seen by the flow that leads back from it, turned around, where the clip
     holds that; otherwise it repeats the frame before. See :meth:`MotionNet.segment` for ``window``.
     """
-    names = {parse_input(spec)[0] for spec in model.config.inputs} | {"flow"}
-    fields = motion_fields(clip, clip.frames_with("flow"), names - {"residual"})
+    fields = motion_fields(clip, clip.frames_with("flow"), model.config.fields)
     last = len(clip) - 1
-    seen = clip.has("backward_flow") and names <= {"flow", "residual"}
+    seen = clip.has("backward_flow") and set(fields) == {"flow"}
     if seen:
         fields["flow"] = torch.cat([fields["flow"], -clip.backward_flow(last)[None]])
     device = device_of(model)

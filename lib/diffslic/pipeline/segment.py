@@ -23,7 +23,6 @@ from diffslic.pipeline.inputs import clip_input, find_superpixels, mirrored_inpu
 from diffslic.pipeline.motion import painted
 from diffslic.pipeline.precompute import ends, fingerprint, video_flow
 from diffslic.segmentation import MotionNet, UNet
-from diffslic.segmentation.motionnet import parse_input
 from diffslic.superpixels import SSN
 from diffslic.training import device_of
 
@@ -100,8 +99,9 @@ class Segmentation(ABC):
              progress: bool = True) -> None:
         """Write ``masks/*.png`` and, with ``overlay``, ``overlay/*.png`` and ``overlay.mp4``, each file whole.
 
-        Masks are written as they are made, so a video may be of any length. A run that was stopped goes on after its
-        last whole mask; ``segmentation.json`` tells it that the masks are its own.
+        Masks are written as they are made, so a video may be of any length (of a MotionNet: as long as its flow fits
+        into memory). A run that was stopped goes on after its last whole mask; ``segmentation.json`` tells it that
+        the masks are its own.
 
         Args:
             folder: made where absent.
@@ -164,8 +164,8 @@ class UNetSegmentation(Segmentation):
 class MotionSegmentation(Segmentation):
     """By a MotionNet that never saw a mask: labels from 1 are layers that move, the same ones in all frames.
 
-    Which layers move is decided over the whole video: its flow is computed before the first mask is there, and again
-    where a stopped run goes on.
+    Which layers move is decided over the whole video: its flow is computed, and kept in memory at ``rows``, before the
+    first mask is there, and again where a stopped run goes on.
     """
 
     net: MotionNet
@@ -177,13 +177,12 @@ class MotionSegmentation(Segmentation):
                 "selection": self.net.config.selection}
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        names = {name for name, _ in map(parse_input, self.net.config.inputs)} - {"residual"} | {"flow"}
         read = {"flow": lambda frame, flow: flow, "image": lambda frame, flow: frame,
                 "flow_rgb": lambda frame, flow: painted(flow)}
-        fields: dict[str, list[Tensor]] = {name: [] for name in names}
+        fields: dict[str, list[Tensor]] = {name: [] for name in self.net.config.fields}
         for frame, flow in self.frames_with_flow():
-            for name in names:
-                fields[name].append(read[name](frame, flow))
+            for name, of_frames in fields.items():
+                of_frames.append(read[name](frame, flow))
         labels = self.net.segment(**{name: torch.stack(of_frames) for name, of_frames in fields.items()},
                                   window=self.window)
         for label in labels[start:]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffslic import datasets, pipeline, training
-from diffslic.datasets.clip import Clip
+from diffslic.datasets.clip import Clip, check_apart
 from diffslic.flow import RAFT
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
@@ -29,12 +29,13 @@ from diffslic.segmentation import (
     spline_basis,
     temporal_consistency,
 )
-from diffslic.segmentation.motionnet import at_size, parse_input
+from diffslic.segmentation.motionnet import at_size
 from diffslic.segmentation.spacetime import SPACING, entropy, potts
 
 TRAINING_SEED, VALIDATION_SEED = 30_000, 900_000  # of scenes
 STRENGTHS = {"none": 0.0, "light": 2.0, "medium": 4.0, "strong": 8.0}  # of global motion, to the flow's mean length
 SCALES = {"none": 1.0, "light": 4.0, "medium": 8.0, "strong": 10.0}  # of the flow, one end of a window to the other
+SPACETIME = MotionNetConfig()
 SYSTEMS = {
     "em": "Layers of coherent motion, frame by frame, learned from flow without masks.",
     "spacetime": "Layers of coherent motion over windows of frames, learned from flow without masks; a layer keeps its "
@@ -133,8 +134,7 @@ class Windows:
 
 def _fields(clip: Clip, frames: Sequence[int], config: MotionNetConfig) -> dict[str, Tensor]:
     """Flow (T, 2, h, w) and what else the network reads of a clip, at its size."""
-    names = {"flow", *(parse_input(spec)[0] for spec in config.inputs)} - {"residual"}
-    return at_size(pipeline.motion_fields(clip, frames, names), config.size)
+    return at_size(pipeline.motion_fields(clip, frames, config.fields), config.size)
 
 
 def augmented(fields: dict[str, Tensor], how: Augmentation, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -177,8 +177,8 @@ def perturbed(channels: Tensor, how: Augmentation, rng: np.random.Generator) -> 
     return channels
 
 
-def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *, system: str = "spacetime",
-          config: MotionNetConfig | None = None, loss: Loss = Loss(), augmentation: Augmentation = Augmentation(),
+def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *,
+          config: MotionNetConfig = SPACETIME, loss: Loss = Loss(), augmentation: Augmentation = Augmentation(),
           start: str | Path | None = None, steps: int = 1500, batch_size: int = 2, learning_rate: float = 1e-3,
           validate_every: int = 500, seed: int = 4, device: str = "auto", devices: int = 1,
           precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
@@ -187,27 +187,22 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
 
     Args:
         clips, validation: with flow; labels of validation clips are scored, those of ``clips`` are not read.
-        system: "em" (frame by frame) or "spacetime" (windows), where ``config`` does not say.
-        config: shape and inputs of the network, or None. start: weights to go on from (their shape counts then).
+        config: shape and inputs of the network; a window of one frame is the EM system, a longer one the space-time
+            system. start: weights to go on from (their shape counts then).
 
     Raises:
-        ValueError: a clip in both parts, clips that are too short, an unknown system.
+        ValueError: a clip in both parts, clips that are too short.
     """
-    shared = {clip.name for clip in clips} & {clip.name for clip in validation}
-    if shared:
-        raise ValueError(f"clip {sorted(shared)[0]!r} is both trained on and validated on: split by sequence")
-    if system not in SYSTEMS:
-        raise ValueError(f"the system must be one of {', '.join(SYSTEMS)}, got {system!r}")
+    check_apart(clips, validation)
     torch.manual_seed(seed)
-    default = MotionNetConfig() if system == "spacetime" else MotionNetConfig(window=1)
-    model = MotionNet(config or default) if start is None else MotionNet.from_pretrained(start).train()
+    model = MotionNet(config) if start is None else MotionNet.from_pretrained(start).train()
     samples = Windows(clips, model, augmentation, batch_size, seed)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
     def batch_loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return loss(network(batch["input"]).float().softmax(1), batch["flow"])
 
-    settings = {"system": system, "config": asdict(model.config), "loss": asdict(loss), "start": str(start),
+    settings = {"config": asdict(model.config), "loss": asdict(loss), "start": str(start),
                 "seed": seed, "augmentation": asdict(augmentation), "batch_size": batch_size,
                 "clips": [clip.name for clip in clips]}
     fit = training.fit(model, training.Batches(samples), batch_loss,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffslic import datasets, geometry, metrics, training
 from diffslic.datasets import collages, scenes
-from diffslic.datasets.clip import Clip
+from diffslic.datasets.clip import Clip, check_apart
 from diffslic.datasets.flow_sets import CHAIRS_SPLIT, PASSES
 from diffslic.datasets.photographs import photographs
 from diffslic.flow import RAFT, RAFTConfig, matching_loss, sequence_loss
@@ -216,9 +216,7 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         raise ValueError(f"power must be above 0 and n_iters at least 0, got {power} and {n_iters}")
     if n_iters == 0 and (freeze_features or devices > 1 or "WORLD_SIZE" in os.environ):
         raise ValueError("n_iters=0 trains the features alone: they cannot be frozen, and one process does it")
-    both = sorted({clip.name for clip in clips} & {clip.name for clip in validation})
-    if both:
-        raise ValueError(f"{both[0]} is both trained on and validated on")
+    check_apart(clips, validation)
     torch.manual_seed(seed)
     model = RAFT(RAFTConfig(variant)) if start is None else RAFT.from_pretrained(start)
     variant = model.config.variant

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from diffslic import datasets, pipeline, training
-from diffslic.datasets.clip import Clip
+from diffslic.datasets.clip import Clip, check_apart
 from diffslic.datasets.composite_flow import flow_both_ways, with_flow_from
 from diffslic.evaluation import evaluate_superpixels, segments_of, superpixels_of
 from diffslic.flow import RAFT
@@ -128,9 +128,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     """
     if model not in WHAT:
         raise ValueError(f"model must be one of {', '.join(WHAT)}, got {model!r}")
-    shared = {clip.name for clip in clips} & {clip.name for clip in validation}
-    if shared:
-        raise ValueError(f"{sorted(shared)[0]!r} is both trained on and validated on")
+    check_apart(clips, validation)
     if reconstruction not in RECONSTRUCTIONS:
         raise ValueError(f"reconstruction must be one of {', '.join(RECONSTRUCTIONS)}, got {reconstruction!r}")
     torch.manual_seed(seed)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffslic import datasets, metrics, pipeline, training
-from diffslic.datasets.clip import Clip
+from diffslic.datasets.clip import Clip, check_apart
 from diffslic.flow import RAFT
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
@@ -124,9 +124,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         start: weights to start from (their shape counts then), or None; ``inputs`` may go on after theirs.
         command: what the card says makes these weights again.
     """
-    shared = {clip.name for clip in clips} & {clip.name for clip in validation}
-    if shared:
-        raise ValueError(f"clip {sorted(shared)[0]!r} is both trained on and validated on: split by sequence")
+    check_apart(clips, validation)
     torch.manual_seed(seed)
     inputs = check_inputs(inputs, start)
     channels = pipeline.clip_input(clips[0], 0, inputs).shape[0]

@@ -44,6 +44,11 @@ class MotionNetConfig:
         for spec in self.inputs:
             parse_input(spec)
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """What it reads of a clip: flow always, image and flow_rgb where they are inputs; the residual is flow."""
+        return frozenset({"flow", *(parse_input(spec)[0] for spec in self.inputs)} - {"residual"})
+
 
 def parse_input(spec: str) -> tuple[str, int]:
     """What an input such as "flow-4" holds, and of how many frames later.
