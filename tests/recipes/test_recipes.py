@@ -242,7 +242,7 @@ def test_flow_that_is_known_here_and_there_is_taught_there():
 def test_what_raft_cannot_be_trained_with_is_refused(tmp_path, options, reason):
     with pytest.raises(ValueError, match=reason):
         raft.train(tmp_path / "raft", steps=1, workers=0, device="cpu", progress=False, **options)
-    with pytest.raises(ValueError, match="lab-00000 is both trained on and validated on"):
+    with pytest.raises(ValueError, match="'lab-00000' is both trained on and validated on"):
         raft.train(tmp_path / "raft", clips=flow_clips(), validation=flow_clips(1), steps=1)
     assert not (tmp_path / "raft").exists()
 

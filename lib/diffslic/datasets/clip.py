@@ -148,7 +148,7 @@ def check_apart(clips: Iterable[Clip], validation: Iterable[Clip]) -> None:
     """Raise ValueError if a clip, by its name, is both trained on and validated on."""
     shared = sorted({clip.name for clip in clips} & {clip.name for clip in validation})
     if shared:
-        raise ValueError(f"clip {shared[0]!r} is both trained on and validated on: split by sequence")
+        raise ValueError(f"clip {shared[0]!r} is both trained on and validated on")
 
 
 def _read_later(read: Reader, start: int, t: int) -> Tensor:
