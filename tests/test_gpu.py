@@ -6,7 +6,7 @@ import torch
 from diffslic import depth, geometry, pipeline
 from diffslic.datasets import scenes
 from diffslic.flow import RAFT
-from diffslic.segmentation import UNet, UNetConfig
+from diffslic.segmentation import MotionNet, UNet, UNetConfig
 from diffslic.superpixels import SSN
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -38,6 +38,15 @@ def test_masks():
     channels = pipeline.network_input(["image"], frame=clip.frame(0))
     with torch.no_grad():
         assert (net(channels[None]) - net.cuda()(channels[None].cuda()).cpu()).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("name", ["em", "spacetime"])
+def test_layers_of_motion(name):
+    clip = scenes.clips("lab", n_clips=1, n_frames=11, size=SIZE)[0]
+    flow = torch.stack([clip.flow(t) for t in range(10)])
+    ours = MotionNet.from_pretrained(name).segment(flow)
+    theirs = MotionNet.from_pretrained(name, "cuda").segment(flow.cuda()).cpu()
+    assert (ours == theirs).float().mean() > 0.99
 
 
 def test_superpixels_and_their_differences():

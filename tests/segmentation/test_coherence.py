@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffslic.segmentation import camera_motion, coherence_loss, fit_motion, motion_basis, motion_flow
+from diffslic.segmentation import camera_motion, coherence_loss, fit_motion, motion_basis, motion_flow, spacetime_loss
 
 CASES = ["blackswan_crop_64x96_L4", "blackswan_resize_32x48_L2", "poly_32x48_L4", "poly_64x96_L2"]
 
@@ -248,3 +248,13 @@ def test_wrong_masks_are_refused() -> None:
             coherence_loss(masks, flow)
     with pytest.raises(ValueError, match="flow must be known"):
         coherence_loss(torch.ones(1, 1, 4, 4), torch.full((1, 2, 4, 4), 2e9))
+
+
+@pytest.mark.parametrize("fit", ["ls", "irls"])
+def test_mixed_precision_stops_at_the_loss(fit: str) -> None:
+    flow = motion_flow(20 * torch.randn(1, 1, 6, 2), 24, 32)[:, 0]
+    masks = torch.ones(1, 1, 24, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert coherence_loss(masks, flow, fit=fit) < 1e-3
+        assert spacetime_loss(masks[:, :, None].expand(-1, -1, 3, -1, -1), flow[:, :, None].expand(-1, -1, 3, -1, -1),
+                              fit=fit) < 1e-4

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from diffslic.segmentation.parametric import SMALLEST_RESIDUAL, fit_motion, flow_distance, motion_flow
+from diffslic.segmentation.polynomials import full_precision
 
 
+@full_precision
 def coherence_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", distance: str = "l1", fit: str = "ls",
                    n_iters: int = 8, normalised: bool = False, entropy: float = 0.0,
                    known: Tensor | None = None) -> Tensor:

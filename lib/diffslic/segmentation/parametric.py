@@ -7,7 +7,7 @@ flow inside a good mask is therefore explained by a few parameters (Meunier et a
 import torch
 from torch import Tensor
 
-from diffslic.segmentation.polynomials import EXPONENTS, monomials, normal_equations, solve, values
+from diffslic.segmentation.polynomials import EXPONENTS, full_precision, monomials, normal_equations, solve, values
 
 SMALLEST_RESIDUAL = 1e-3  # pixels: where the weight 1 / |r| of the l1 and l2 distances stops growing
 ROUNDING = 0.1  # pixels: below, the Charbonnier distance is about a parabola
@@ -35,6 +35,7 @@ def motion_basis(height: int, width: int, model: str = "quadratic", device: torc
     return monomials(height, width, device)[:len(EXPONENTS[model])].unflatten(1, (height, width)).to(dtype)
 
 
+@full_precision
 def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str = "ls", distance: str = "l2",
                n_iters: int = 20, max_pixels: int = ENOUGH_PIXELS) -> Tensor:
     """Parameters of the polynomial flow that explains each layer best.
@@ -77,6 +78,7 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
     return _least_squares(powers, count, vectors, pixels).to(flow.dtype)
 
 
+@full_precision
 def motion_flow(theta: Tensor, height: int, width: int, model: str = "quadratic") -> Tensor:
     """The flow of fitted parameters.
 
@@ -96,6 +98,7 @@ def motion_flow(theta: Tensor, height: int, width: int, model: str = "quadratic"
     return values(theta, monomials(height, width, theta.device)).unflatten(-1, (height, width))
 
 
+@full_precision
 def camera_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_pixels: int = 10_000) -> Tensor:
     """The dominant motion of a frame as polynomial flow: what most of it does because the camera moves.
 

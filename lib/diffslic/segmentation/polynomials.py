@@ -4,14 +4,29 @@ A product of two monomials is a monomial again. So the 36 entries of a quadratic
 sum_p w(p) x^i y^j, for all layers one matrix product of masks and monomials.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
 
 EXPONENTS = {"constant": ((0, 0),), "affine": ((0, 0), (1, 0), (0, 1)),
              "quadratic": ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))}  # of x and of y; each begins the next
 # Those of all products of two, by degree: the models above are the first of them.
 PRODUCTS = tuple((degree - j, j) for degree in range(5) for j in range(degree + 1))
 BLOCK = 4096  # pixels at a time: what is made of them in double precision stays in the processor's cache
+
+
+def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """The function, computed outside of mixed precision: what is left of a large flow is lost in bfloat16."""
+    @wraps(function)
+    def computed(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*args, **kwargs)
+    return computed
 
 
 def monomials(height: int, width: int, device: torch.device | str | None = None, step: int = 1) -> Tensor:

@@ -21,7 +21,7 @@ from diffslic.segmentation.parametric import (
     robust_weights,
     step_for,
 )
-from diffslic.segmentation.polynomials import EXPONENTS, monomials, normal_equations, solve, values
+from diffslic.segmentation.polynomials import EXPONENTS, full_precision, monomials, normal_equations, solve, values
 
 SPACING = 3  # frames between control points, as published
 QUANTILE = 0.99  # flow that changes more than this share of all flow from frame to frame need not keep its mask
@@ -61,6 +61,7 @@ def spline_basis(n_frames: int, spacing: int = SPACING, published: bool = False)
     return torch.from_numpy(BSpline.design_matrix(at, knots, degree).toarray())
 
 
+@full_precision
 def fit_spacetime(flow: Tensor, weights: Tensor, model: str = "quadratic", spacing: int = SPACING, fit: str = "ls",
                   distance: str = "l1", n_iters: int = 10, published: bool = False) -> Tensor:
     """Parameters of the space-time flow that explains each layer best, as :func:`fit_motion` does frame by frame.
@@ -99,6 +100,7 @@ def fit_spacetime(flow: Tensor, weights: Tensor, model: str = "quadratic", spaci
         return _solved(vectors, pixels, powers, count, splines, distance, theta)
 
 
+@full_precision
 def spacetime_flow(theta: Tensor, n_frames: int, size: tuple[int, int], model: str = "quadratic",
                    spacing: int = SPACING, published: bool = False) -> Tensor:
     """The flow of parameters (B, L, K, F, 2) of :func:`fit_spacetime`: (B, L, 2, T, H, W) in pixels."""
@@ -111,6 +113,7 @@ def spacetime_flow(theta: Tensor, n_frames: int, size: tuple[int, int], model: s
     return values(of_frames, monomials(*size, theta.device)).transpose(2, 3).unflatten(-1, size)
 
 
+@full_precision
 def spacetime_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", spacing: int = SPACING, distance: str = "l1",
                    fit: str = "ls", n_iters: int = 10, normalised: bool = True, published: bool = False) -> Tensor:
     """How badly the flow inside each mask is explained by one space-time motion per mask (equation 5).

@@ -1,0 +1,58 @@
+"""What moves on DAVIS's development split, with the flow of the shipped RAFT: J and F of methods that learn nothing
+beside our networks, which saw no mask. Seven rows: flow magnitude and what the camera's motion leaves, both with Otsu's
+threshold, EM without a network, and each network with both rules that choose layers without looking at the truth.
+
+    python benchmarks/motion.py ROOT [--resolution 480p] [--cache cache] [--em em] [--spacetime spacetime]
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from diffslic import datasets, pipeline
+from diffslic.datasets.clip import Clip
+from diffslic.flow import RAFT
+from diffslic.recipes import unet
+from diffslic.segmentation import MotionNet, camera_residual_mask, flow_magnitude_mask
+from diffslic.segmentation.selection import SELECTIONS
+
+
+def scores(clip: Clip, networks: dict[str, MotionNet]) -> dict[str, dict[str, float]]:
+    masks = {"flow magnitude + Otsu": pipeline.predict_from_flow(flow_magnitude_mask, clip),
+             "camera residual + Otsu": pipeline.predict_from_flow(camera_residual_mask, clip),
+             "EM without a network": pipeline.predict_from_flow(pipeline.em_mask, clip)}
+    for name, net in networks.items():
+        for rule in SELECTIONS:
+            net.config = replace(net.config, selection=rule)
+            masks[f"{name}, {rule}"] = (pipeline.predict_motion(net, clip) > 0).astype(np.uint8)
+    return {name: unet.score(mask, clip) for name, mask in masks.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--resolution", default="480p")
+    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    for name in ("em", "spacetime"):
+        parser.add_argument(f"--{name}", default=name, help="a shipped name or a file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    networks = {name: MotionNet.from_pretrained(getattr(options, name)) for name in ("em", "spacetime")}
+    clips = datasets.open("davis2016", root=options.root, split="dev_val", resolution=options.resolution)
+    folder = pipeline.cache_folder(options.cache, "davis2016", options.resolution, "flow")
+    clips = pipeline.precompute_flow(clips, RAFT.from_pretrained("small"), folder)
+    rows: dict[str, list[dict[str, float]]] = {}
+    for clip in clips:
+        for name, figures in scores(clip, networks).items():
+            rows.setdefault(name, []).append(figures)
+        print(clip.name, {name: round(figures[-1]["J-Mean"], 3) for name, figures in rows.items()}, flush=True)
+    print(pd.DataFrame({name: {key: np.mean([row[key] for row in figures]) for key in ("J-Mean", "F-Mean")}
+                        for name, figures in rows.items()}).T.round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
