@@ -130,6 +130,27 @@ def test_the_last_frame_is_seen_by_the_way_back(base):
     assert np.array_equal(repeated[3], repeated[2])
 
 
+def test_void_counts_for_nothing(base, tmp_path):
+    """Perfect layers on a truth with void score one."""
+    clip = datasets.open("scenes", preset="lab", n_clips=1, n_frames=4, size=(32, 40), seed=2)[0]
+
+    def with_void(t):
+        labels = clip.labels(t).clone()
+        labels[:8] = 255
+        return labels
+
+    class Perfect(MotionNet):
+        def masks(self, flow, *_, **__):
+            for t in range(len(flow)):
+                bodies = (clip.labels(t) > 0).float()
+                yield torch.stack([1 - bodies, bodies, 0 * bodies])
+
+    scores = evaluation.evaluate_motion(Perfect(MotionNetConfig(window=3, **SMALL | {"size": (32, 40)})).eval(),
+                                        [clip.with_readers(labels=with_void)], tmp_path, progress=False)
+    for column in ("J oracle exhaustive", "J oracle assignment"):
+        assert scores.rows[column].min() == 1
+
+
 def test_em_without_a_network_finds_a_body():
     clip = datasets.open("scenes", preset="lab", n_clips=1, n_frames=2, size=(96, 160), seed=2)[0]
     mask, truth = pipeline.em_mask(clip.flow(0)[None]), clip.labels(0)[None] > 0
@@ -145,6 +166,12 @@ def test_bad_input_is_one_line(capsys, base, tmp_path):
         capsys, "segment", frames, "--out", tmp_path, "--method", "em", "--weights", base / "raft.safetensors")
     assert "a window" in fails(capsys, "segment", frames, "--out", tmp_path, "--method", "em", "--weights",
                                base / "em.safetensors", "--window", 0)
+    assert "window is for em and spacetime" in fails(capsys, "segment", frames, "--out", tmp_path, "--window", 3)
+    assert "is not of method em" in fails(capsys, "segment", frames, "--out", tmp_path, "--method", "em", "--weights",
+                                          base / "spacetime.safetensors")
+    assert "with --file" in fails(capsys, "segment", base, "--out", tmp_path, "--dataset", "split")
+    assert "multiple of 4" in fails(capsys, "train", "spacetime", "--out", tmp_path, "--widths", "8,8,10")
+    assert "distance must be" in fails(capsys, "train", "em", "--out", tmp_path, "--root", base, "--distance", "huber")
     assert "one needs the other" in fails(capsys, "evaluate", "motion", base, "--out", tmp_path)
     assert "no such DataSplit" in fails(capsys, "evaluate", "motion", base, "--out", tmp_path, "--file", "NONE",
                                         "--weights", base / "em.safetensors")

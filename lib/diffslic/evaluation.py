@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from diffslic import geometry, metrics, pipeline, report, viz
 from diffslic.datasets import io
-from diffslic.datasets.clip import Clip
+from diffslic.datasets.clip import VOID, Clip, labels_or_none
 from diffslic.datasets.composite_flow import flow_both_ways
 from diffslic.datasets.folder import image_files
 from diffslic.files import written_whole
@@ -161,37 +161,33 @@ def _motion_rows(model: MotionNet, clip: Clip, folder: Path, selection: str, win
     flow = fields["flow"].cpu()
     moving = torch.cat([SELECTIONS[selection](layers[piece], flow[piece]) for piece in pieces])
     _keep(clip, frames, masks, layers, moving, folder / clip.name, keep)
-    truths = {i: truth for i, t in enumerate(frames) if (truth := _labels_or_none(clip, t)) is not None}
+    truths = {i: truth for i, t in enumerate(frames) if (truth := labels_or_none(clip, t)) is not None}
     rows: list[dict[str, Any]] = [{"sequence": clip.name, "frame": clip.frame_name(t)} for t in frames]
     if not truths:
         return rows
     known = list(truths)
-    score = _every_frame(moving[known], torch.stack([truths[i] > 0 for i in known]))
+    counts = {i: truth != VOID for i, truth in truths.items()}
+    bodies = {i: (truth > 0) & counts[i] for i, truth in truths.items()}
+    score = _every_frame([moving[i] & counts[i] for i in known], list(bodies.values()))
     for n, i in enumerate(known):
         rows[i] |= {"J": score.j[0, n], "F": score.f[0, n],
-                    "box": metrics.box_iou(moving[i].byte(), (truths[i] > 0).byte()),
+                    "box": metrics.box_iou((moving[i] & counts[i]).byte(), bodies[i].byte()),
                     "bIoU": float(np.mean(list(metrics.best_iou(layers[i], truths[i]).values())))}
     for piece in pieces:
         seen = [i for i in piece if i in truths]
         if seen:
-            truth = torch.stack([truths[i] > 0 for i in seen])
+            truth = [bodies[i] for i in seen]
             for name, oracle in ORACLES.items():
-                best = _every_frame(oracle(layers[seen], truth), truth).j[0]
+                chosen = oracle(layers[seen], torch.stack(truth))
+                best = _every_frame([mask & counts[i] for i, mask in zip(seen, chosen)], truth).j[0]
                 for i, value in zip(seen, best):
                     rows[i][f"J oracle {name}"] = value
     return rows
 
 
-def _labels_or_none(clip: Clip, t: int) -> Tensor | None:
-    try:
-        return clip.labels(t)
-    except LookupError:  # tables leave frames without a mask
-        return None
-
-
-def _every_frame(masks: Tensor, truth: Tensor) -> metrics.DavisScore:
-    """J and F of (T, H, W) masks in every frame: the two that the protocol drops are put on for it to drop."""
-    return metrics.davis(*(torch.cat([maps[:1], maps, maps[-1:]]).byte() for maps in (masks, truth)))
+def _every_frame(masks: Sequence[Tensor], truth: Sequence[Tensor]) -> metrics.DavisScore:
+    """J and F of masks (H, W) in every frame: the two that the protocol drops are put on for it to drop."""
+    return metrics.davis(*(torch.stack([maps[0], *maps, maps[-1]]).byte() for maps in (masks, truth)))
 
 
 def _keep(clip: Clip, frames: Sequence[int], masks: Tensor, layers: Tensor, moving: Tensor, folder: Path,

@@ -171,3 +171,35 @@ def test_one_folder_is_one_sequence(base):
     assert write_split(base / "ONE.csv", base, "JPEGImages/bear", "Flow/bear") == 3
     clip, = datasets.open("split", root=base, file=base / "ONE.csv")
     assert clip.name == "bear"
+
+
+def test_pictures_beside_flow_are_not_the_flow(base):
+    for path in list((base / "Flow" / "bear").iterdir()):
+        io.write_image(path.with_suffix(".png"), torch.zeros(3, 6, 8))
+    write_split(base / "OWN_val.csv", base, "JPEGImages/*", "Flow/*")
+    assert torch.equal(datasets.open("split", root=base, file=base / "OWN", split="val")[0].flow(2),
+                       torch.full((2, 6, 8), 2.0))
+
+
+def test_of_equally_long_numbers_the_last_is_the_frame(base):
+    for kind, suffix in (("JPEGImages", ".png"), ("Flow", ".flo")):
+        for path in list((base / kind / "bear").iterdir()):
+            path.rename(path.with_name(f"{kind.lower()}01_{int(path.stem) + 1:02d}{suffix}"))
+    write_split(base / "OWN_val.csv", base, "JPEGImages/bear", "Flow/bear")
+    assert [float(datasets.open("split", root=base, file=base / "OWN", split="val")[0].flow(t).mean())
+            for t in range(3)] == [0, 1, 2]
+
+
+def test_files_that_could_belong_to_one_frame_are_refused(base):
+    io.write_flo(base / "Flow" / "bear" / "00001.FLO", torch.zeros(2, 6, 8))
+    with pytest.raises(ValueError, match="could both belong to 00001.png"):
+        write_split(base / "OWN_val.csv", base, "JPEGImages/*", "Flow/*")
+    with pytest.raises(ValueError, match="folders are named from"):
+        write_split(base / "OWN_val.csv", base, "/JPEGImages/*", "Flow/*")
+
+
+@pytest.mark.parametrize("index", ["inf", "1.5", "nan"])
+def test_numbers_of_frames_are_whole(base, index):
+    table(base, f"JPEGImages/bear/00000.png,,Flow/bear/00000.flo,bear,{index}")
+    with pytest.raises(ValueError, match="row 2: Sequence_Index must be a whole number"):
+        datasets.open("split", root=base, file=base / "T", split="val")

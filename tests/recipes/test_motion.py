@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffslic import datasets, geometry
+from diffslic import datasets, geometry, pipeline
 from diffslic.recipes import motion
 from diffslic.segmentation import MotionNet, MotionNetConfig, coherence_loss, fit_spacetime, spacetime_flow
 
@@ -47,6 +47,46 @@ def test_windows_are_consecutive_frames_in_pixels_of_the_network(clips):
                                                             .abs().mean()))) for flow in sample.unbind(1)]
         (clip, start), *_ = frames
         assert frames == [(clip, start + k) for k in range(3)]
+
+
+def test_inputs_of_other_frames_are_those_frames(clips):
+    """Also beyond the window, as when the network is used; at the ends of a clip the last frame stands in."""
+    plain = motion.Augmentation(global_motion="none")
+    shifted = windows(clips[:1], window=1, augmentation=plain, inputs=("flow-1", "flow", "flow+1"))
+    net = MotionNet(config(1, inputs=("flow-1", "flow", "flow+1")))
+    fields = motion._fields(clips[0], range(5), net.config)
+    frames = net.channels(fields)  # (5, 6, h, w)
+    mirrored = net.channels({"flow": geometry.flip_flow_horizontal(fields["flow"])})
+    seen = set()
+    for number in range(6):
+        for sample in shifted(number)["input"].squeeze(2):
+            gaps = [min(float((sample - each[t]).abs().max()) for each in (frames, mirrored)) for t in range(5)]
+            assert min(gaps) < 1e-2
+            seen.add(int(np.argmin(gaps)))
+    assert len(seen) > 2
+
+
+def test_pictures_of_flow_follow_what_is_done_to_it(clips):
+    fields = {"flow": 4 * torch.randn(3, 2, 24, 32), "flow_rgb": torch.rand(3, 3, 24, 32)}
+    changed = motion.augmented(fields, motion.Augmentation("strong"), np.random.default_rng(0))
+    assert torch.equal(changed["flow_rgb"], torch.stack([pipeline.painted(flow) for flow in changed["flow"]]))
+
+
+def test_clips_with_few_masks_are_scored_where_they_have_one(clips):
+    def some(t):
+        if t == 2:
+            raise LookupError("no mask")
+        return clips[0].labels(t)
+
+    figures = motion.evaluate(MotionNet(config(3)).eval(), [clips[0].with_readers(labels=some)])
+    assert 0 <= figures["j"] <= 1
+
+
+@pytest.mark.parametrize("wrong", [{"model": "cubic"}, {"distance": "huber"}, {"fit": "sgd"}, {"spacing": 0},
+                                   {"entropy": -1.0}, {"potts": -1.0}, {"consistency": -3.0}])
+def test_losses_that_cannot_be(wrong):
+    with pytest.raises(ValueError, match=r"must be"):
+        motion.Loss(**wrong)
 
 
 def test_images_come_along(clips):
@@ -120,6 +160,9 @@ def test_training_refuses_nonsense(clips, tmp_path):
                         ({"clips": clips[:1], "validation": clips[1:], "config": config(9)}, "a clip with 10 frames")):
         with pytest.raises(ValueError, match=says):
             motion.train(tmp_path, **wrong, steps=1, progress=False)
+    MotionNet(config(1)).save(tmp_path / "em.safetensors")
+    with pytest.raises(ValueError, match="sees 1 frames at once, asked was for 3"):
+        motion.train(tmp_path, clips[:1], clips[1:], config=config(3), start=tmp_path / "em.safetensors", steps=1)
     for dataset, options, says in (("kitti", {}, "motion is learned on"), ("split", {"root": "."}, "needs file"),
                                    ("davis2016", {}, "needs root")):
         with pytest.raises(ValueError, match=says):

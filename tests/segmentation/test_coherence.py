@@ -258,3 +258,30 @@ def test_mixed_precision_stops_at_the_loss(fit: str) -> None:
         assert coherence_loss(masks, flow, fit=fit) < 1e-3
         assert spacetime_loss(masks[:, :, None].expand(-1, -1, 3, -1, -1), flow[:, :, None].expand(-1, -1, 3, -1, -1),
                               fit=fit) < 1e-4
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+def test_robust_fits_of_small_bodies_are_no_worse_than_plain_ones(distance: str) -> None:
+    for seed in range(5):
+        chance = torch.Generator().manual_seed(seed)
+        flow = motion_flow(torch.randn(1, 1, 6, 2, generator=chance), 128, 224)[:, 0]
+        flow = flow + 0.1 * torch.randn(flow.shape, generator=chance)
+        wild = torch.rand(1, 1, 128, 224, generator=chance) < 0.25
+        flow = flow + wild * 10 * torch.randn(flow.shape, generator=chance)
+        masks = torch.zeros(1, 2, 128, 224)
+        masks[:, 1, 60:66, 100:106] = 1
+        masks[:, 0] = 1 - masks[:, 1]
+        body = [reconstruction_loss(flow, masks[:, 1:], fit_motion(flow, masks, fit=fit, distance=distance)[:, 1:],
+                                    "quadratic", distance) for fit in ("irls", "ls")]
+        assert body[0] <= body[1] * 1.001
+
+
+def test_masks_and_weights_that_are_none_are_refused() -> None:
+    flow = torch.zeros(1, 2, 8, 8)
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        coherence_loss(torch.tensor([2.0, -1.0])[None, :, None, None].expand(1, 2, 8, 8), flow)
+    with pytest.raises(ValueError, match="finite and not negative"):
+        fit_motion(flow, torch.full((1, 1, 8, 8), torch.nan))
+    with pytest.raises(ValueError, match="flow must be"):
+        coherence_loss(torch.ones(1, 1, 8, 8), torch.zeros(4))
+    assert coherence_loss(torch.ones(1, 1, 8, 8, dtype=torch.float64), flow) == 0

@@ -64,6 +64,12 @@ def test_masks_of_an_overlap_are_the_mean():
     torch.testing.assert_close(linked[:, 4:], second[:, 2:])
 
 
+def test_a_window_that_ends_too_early_is_refused() -> None:
+    masks = torch.full((2, 10, 3, 4), 0.5)
+    with pytest.raises(ValueError, match="does not go on"):
+        list(link([Window(0, masks), Window(2, masks[:, :4])]))
+
+
 def test_gaps_and_other_sizes_are_refused():
     masks = torch.rand(2, 4, 5, 6)
     for wrong in (Window(5, masks), Window(-1, masks), Window(2, masks[:1]), Window(2, masks[..., 1:])):

@@ -52,6 +52,8 @@ def open_clips(dataset: str, root: Path, split: str, resolution: str) -> list[An
     """Clips of a dataset on disk, by the options that it knows."""
     from diffslic import datasets
 
+    if dataset == "split":
+        raise ValueError("tables are read by train em, train spacetime and evaluate motion, with --file")
     options = {"split": split} if dataset.startswith(("davis", "bsds")) else {}
     options |= {"resolution": resolution} if dataset.startswith("davis") else {}
     return datasets.open(dataset, root=root, **options)

@@ -228,11 +228,11 @@ def _train_motion(out: Path, dataset: str, root: Path | None, file: Path | None,
     from diffslic.segmentation import MotionNetConfig
 
     shape = MotionNetConfig(**config)  # before hours of preparation
-    changes = motion.Augmentation(**augmentation)
+    changes, criterion = motion.Augmentation(**augmentation), motion.Loss(**loss)
     where = how["device"] if how["device"] != "auto" else "cpu"
     clips, validation = motion.prepare(dataset, cache, root=root, resolution=resolution, file=file, n_clips=n_clips,
                                        n_frames=max(17, shape.window + 8), device=where, progress=not as_json)
-    fit = motion.train(out, clips, validation, config=shape, loss=motion.Loss(**loss),
+    fit = motion.train(out, clips, validation, config=shape, loss=criterion,
                        augmentation=changes, **how)
     _show_fit(fit, as_json)
 

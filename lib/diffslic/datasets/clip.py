@@ -7,6 +7,7 @@ from functools import partial
 from torch import Tensor
 
 Reader = Callable[[int], Tensor]
+VOID = 255  # the label of pixels that count for nothing
 
 # Every kind of reader, with how many frames it cannot serve: at the beginning, at the end.
 KINDS = {"frame": (0, 0), "labels": (0, 0), "segments": (0, 0), "annotations": (0, 0), "depth": (0, 0),
@@ -149,6 +150,14 @@ def check_apart(clips: Iterable[Clip], validation: Iterable[Clip]) -> None:
     shared = sorted({clip.name for clip in clips} & {clip.name for clip in validation})
     if shared:
         raise ValueError(f"clip {shared[0]!r} is both trained on and validated on")
+
+
+def labels_or_none(clip: Clip, t: int) -> Tensor | None:
+    """A frame's labels; None where there are none, as tables leave some frames without."""
+    try:
+        return clip.labels(t)
+    except LookupError:
+        return None
 
 
 def _read_later(read: Reader, start: int, t: int) -> Tensor:

@@ -18,7 +18,7 @@ folder of the images where they are in order there, and is otherwise a frame wit
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from diffslic.files import written_whole
 
 KINDS = {"Flow": "flow", "Image": "frame", "GtMask": "labels", "FlowRGB": "flow_rgb"}
 PARTS = ("train", "val", "test")
+FLOW_SUFFIXES = (".flo", ".pfm")  # of flow and nothing else
 
 
 @dataclass
@@ -101,6 +102,9 @@ def write_split(path: str | Path, root: str | Path, images: str, flows: str, mas
         FileNotFoundError: no images, or none with flow. ValueError: ``*`` in one pattern and not in another.
     """
     root = Path(root)
+    for pattern in (images, flows, masks):
+        if pattern is not None and Path(pattern).is_absolute():
+            raise ValueError(f"folders are named from {root} on, got {pattern!r}")
     if any(("*" in other) != ("*" in images) for other in (flows, masks) if other is not None):
         raise ValueError(f"the sequence's * belongs into all patterns or none, got {images!r}, {flows!r}, {masks!r}")
     folders = sorted(folder for folder in root.glob(images) if folder.is_dir())
@@ -108,8 +112,8 @@ def write_split(path: str | Path, root: str | Path, images: str, flows: str, mas
     for folder in folders:
         name = _starred(images, folder.relative_to(root).as_posix()) or folder.name
         frames = image_files(folder)
-        of_flow = _beside(frames, root / flows.replace("*", name))
-        of_masks = _beside(frames, root / masks.replace("*", name)) if masks is not None else {}
+        of_flow = _beside(frames, root / flows.replace("*", name), FLOW_SUFFIXES)
+        of_masks = _beside(frames, root / masks.replace("*", name), [".png"]) if masks is not None else {}
         for index, image in enumerate(frames):
             if image in of_flow:
                 files = {"Image": image, "GtMask": of_masks.get(image), "Flow": of_flow[image]}
@@ -123,21 +127,30 @@ def write_split(path: str | Path, root: str | Path, images: str, flows: str, mas
     return len(rows)
 
 
-def _beside(frames: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """The file of each frame in another folder, as far as there is one: of the same stem, or of the same number."""
+def _beside(frames: Sequence[Path], folder: Path, suffixes: Collection[str]) -> dict[Path, Path]:
+    """The file of each frame in another folder, as far as there is one: of the same stem, or of the same number.
+
+    Files with one of the suffixes come before all others: pictures of flow often lie beside the flow.
+    """
     files = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    files = [file for file in files if file.suffix.lower() in suffixes] or files
     for key in (lambda path: path.stem, _number):
-        known = {key(file): file for file in files}
-        found = {frame: known[key(frame)] for frame in frames if key(frame) in known}
+        known: dict[str | int | None, list[Path]] = {}
+        for file in files:
+            known.setdefault(key(file), []).append(file)
+        found = {frame: known[key(frame)] for frame in frames if key(frame) is not None and key(frame) in known}
+        for frame, of_frame in found.items():
+            if len(of_frame) > 1:
+                raise ValueError(f"{of_frame[0]} and {of_frame[1].name} could both belong to {frame.name}")
         if found:
-            return found
+            return {frame: of_frame[0] for frame, of_frame in found.items()}
     return {}
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file's name: of several the one with the most digits."""
+    """The number in a file's name: of several the one with the most digits, of several of those the last."""
     runs = re.findall(r"\d+", path.stem)
-    return int(max(runs, key=len)) if runs else None
+    return int(max(reversed(runs), key=len)) if runs else None
 
 
 def _starred(pattern: str, path: str) -> str:
@@ -201,7 +214,10 @@ def _place(column: str) -> tuple[str, int] | None:
 
 def _index(path: Path, line: int, text: str, count: int) -> int:
     try:
-        return int(float(text)) if text else count  # pandas writes whole numbers beside blanks as 3.0
+        number = float(text) if text else float(count)  # pandas writes whole numbers beside blanks as 3.0
+        if not number.is_integer():
+            raise ValueError
+        return int(number)
     except ValueError:
         raise ValueError(f"{path}, row {line}: Sequence_Index must be a whole number, got {text!r}") from None
 

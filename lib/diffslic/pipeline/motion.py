@@ -9,6 +9,7 @@ from torch import Tensor
 from diffslic import geometry, viz
 from diffslic.datasets.clip import Clip
 from diffslic.segmentation import MotionNet, expectation_maximisation, moving_layers
+from diffslic.segmentation.parametric import UNKNOWN_FLOW
 from diffslic.training import device_of
 
 EM_ROWS = 96  # height at which EM works: all pixels of 240 rows would take six times as long for the same layers
@@ -19,11 +20,19 @@ def motion_fields(clip: Clip, frames: Iterable[int], names: Collection[str] = ("
 
     Args:
         names: of "flow", "image", "flow_rgb"; a clip without pictures of its flow gets them painted.
+
+    Raises:
+        ValueError: unknown flow; clip and frame are named.
     """
     frames = list(frames)
     read = {"flow": clip.flow, "image": clip.frame,
             "flow_rgb": clip.flow_rgb if clip.has("flow_rgb") else lambda t: painted(clip.flow(t))}
-    return {name: torch.stack([read[name](t) for t in frames]) for name in names}
+    fields = {name: torch.stack([read[name](t) for t in frames]) for name in names}
+    if "flow" in fields:
+        for t, known in zip(frames, (fields["flow"].abs() < UNKNOWN_FLOW).flatten(1).all(1).tolist()):
+            if not known:
+                raise ValueError(f"clip {clip.name!r}, frame {t}: its flow is not known everywhere")
+    return fields
 
 
 def painted(flow: Tensor) -> Tensor:

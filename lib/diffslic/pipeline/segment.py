@@ -216,11 +216,15 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     _check_length(clip)
     flow = RAFT.from_pretrained(raft, device)
     if method == "unet":
+        if window is not None:
+            raise ValueError("a U-Net sees one frame at a time: window is for em and spacetime")
         return UNetSegmentation(clip, flow, rows, n_iters, polished, UNet.from_pretrained(weights or "motion", device),
                                 SSN.from_pretrained(ssn, device))
     if window is not None and window != -1 and window < 1:
         raise ValueError(f"a window has at least one frame, or is -1 for the whole clip, got {window}")
     net = MotionNet.from_pretrained(weights or method, device)
+    if (net.config.window == 1) != (method == "em"):
+        raise ValueError(f"{weights} sees {net.config.window} frames at once and is not of method {method}")
     return MotionSegmentation(clip, flow, rows, n_iters, polished, net, window)
 
 

@@ -30,6 +30,7 @@ from diffslic.segmentation import (
     temporal_consistency,
 )
 from diffslic.segmentation.motionnet import at_size
+from diffslic.segmentation.parametric import FITS, check_distance, check_model
 from diffslic.segmentation.spacetime import SPACING, entropy, potts
 
 TRAINING_SEED, VALIDATION_SEED = 30_000, 900_000  # of scenes
@@ -57,6 +58,12 @@ class Loss:
     consistency: float = 0.3        # weight of Euler-Potts, of windows only
     potts: float = 0.0              # weight of Potts, of windows only
     entropy: float = 0.02           # weight of the entropy
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
+        check_distance(self.distance)
+        if self.fit not in FITS or min(self.consistency, self.potts, self.entropy) < 0 or self.spacing < 1:
+            raise ValueError(f"fit must be one of {', '.join(FITS)}, weights from 0 and spacing from 1, got {self}")
 
     def __call__(self, masks: Tensor, flow: Tensor) -> Tensor:
         """(B,) of masks (B, L, T, H, W) and flow (B, 2, T, H, W)."""
@@ -124,12 +131,21 @@ class Windows:
         clip = self.clips[np.random.default_rng([self.seed, epoch]).permutation(len(self.clips))[place]]
         rng = np.random.default_rng([self.seed, epoch, place])
         start = int(rng.integers(self.starts[clip]))
-        frames = [self._read(clip, t) for t in range(start, start + self.config.window)]
+        numbers, inner = _with_neighbours(range(start, start + self.config.window), self.config,
+                                          self.starts[clip] + self.config.window - 1)
+        frames = [self._read(clip, t) for t in numbers]
         fields = {name: torch.cat([frame[name] for frame in frames]).float() for name in frames[0]}
         fields = augmented(fields, self.augmentation, rng)
         with torch.no_grad():
-            channels = perturbed(self._channels(fields), self.augmentation, rng)
-        return {"input": channels.transpose(0, 1), "flow": fields["flow"].transpose(0, 1)}
+            channels = perturbed(self._channels(fields)[inner], self.augmentation, rng)
+        return {"input": channels.transpose(0, 1), "flow": fields["flow"][inner].transpose(0, 1)}
+
+
+def _with_neighbours(window: range, config: MotionNetConfig, count: int) -> tuple[range, slice]:
+    """A window with the frames around it that the network reads, of ``count`` there are; and where in them it lies."""
+    before, after = config.margin
+    start = max(0, window.start - before)
+    return range(start, min(count, window.stop + after)), slice(window.start - start, window.stop - start)
 
 
 def _fields(clip: Clip, frames: Sequence[int], config: MotionNetConfig) -> dict[str, Tensor]:
@@ -145,7 +161,10 @@ def augmented(fields: dict[str, Tensor], how: Augmentation, rng: np.random.Gener
     fields = {name: (augment.flip_flow if name == "flow" else augment.flip_image)(field[..., *window], *mirror)
               for name, field in fields.items()}
     flow = scaled_in_time(fields["flow"], SCALES[how.temporal_scale], rng)
-    return {**fields, "flow": flow + global_motion(flow, STRENGTHS[how.global_motion], rng)}
+    fields["flow"] = flow + global_motion(flow, STRENGTHS[how.global_motion], rng)
+    if "flow_rgb" in fields:  # a picture of the flow that it was
+        fields["flow_rgb"] = torch.stack([pipeline.painted(frame) for frame in fields["flow"]])
+    return fields
 
 
 def global_motion(flow: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
@@ -196,6 +215,8 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     check_apart(clips, validation)
     torch.manual_seed(seed)
     model = MotionNet(config) if start is None else MotionNet.from_pretrained(start).train()
+    if (model.config.window == 1) != (config.window == 1):
+        raise ValueError(f"{start} sees {model.config.window} frames at once, asked was for {config.window}")
     samples = Windows(clips, model, augmentation, batch_size, seed)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
@@ -237,11 +258,11 @@ def evaluate(model: MotionNet, clips: Sequence[Clip], loss: Loss = Loss()) -> di
 def _clip_loss(model: MotionNet, clip: Clip, loss: Loss) -> float:
     window, device = min(model.config.window, len(clip) - 1), training.device_of(model)
     values = []
-    for start in range(0, len(clip) - window, max(window, (len(clip) - window) // 8)):  # up to eight windows
-        fields = {name: field.to(device) for name, field in
-                  _fields(clip, range(start, start + window), model.config).items()}
-        masks = model(model.channels(fields).transpose(0, 1)[None]).softmax(1)
-        values.append(float(loss(masks, fields["flow"].transpose(0, 1)[None])))
+    for start in range(0, len(clip) - window, max(window, (len(clip) - window) // 8)):  # about eight windows
+        numbers, inner = _with_neighbours(range(start, start + window), model.config, len(clip) - 1)
+        fields = {name: field.to(device) for name, field in _fields(clip, numbers, model.config).items()}
+        masks = model(model.channels(fields)[inner].transpose(0, 1)[None]).softmax(1)
+        values.append(float(loss(masks, fields["flow"][inner].transpose(0, 1)[None])))
     return float(np.mean(values))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffslic import datasets, metrics, pipeline, training
-from diffslic.datasets.clip import Clip, check_apart
+from diffslic.datasets.clip import VOID, Clip, check_apart, labels_or_none
 from diffslic.flow import RAFT
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
@@ -19,7 +19,6 @@ from diffslic.segmentation import UNet, UNetConfig, bce_dice
 from diffslic.superpixels import SSN
 
 CROP = (192, 256)
-VOID = 255
 MEMORY, BYTES_PER_PIXEL = 2 << 30, 17  # frames kept by each process that makes batches: two gigabytes of them
 WITHHELD = 0.4  # share of samples that show flow alone, so that looks help to read it and do not replace it
 Window = tuple[slice, slice]
@@ -174,9 +173,10 @@ def evaluate(model: UNet, clips: Sequence[Clip]) -> dict[str, float]:
 
 
 def score(masks: np.ndarray, clip: Clip) -> dict[str, float]:
-    """DAVIS 2016 figures of masks (T, H, W) against the clip's labels, all objects taken together."""
-    truth = np.stack([(clip.labels(t) > 0).numpy() for t in range(len(clip))]).astype(np.uint8)
-    return metrics.davis(masks, truth, protocol="davis2016").summary()
+    """DAVIS 2016 figures of masks (T, H, W) against the clip's labels, where it has some, all objects together."""
+    truths = {t: labels for t in range(len(clip)) if (labels := labels_or_none(clip, t)) is not None}
+    truth = np.stack([(labels > 0).numpy() for labels in truths.values()]).astype(np.uint8)
+    return metrics.davis(masks[list(truths)], truth, protocol="davis2016").summary()
 
 
 def table(scores: Mapping[str, Sequence[dict[str, float]]]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ It needs no annotation, and where it is least the masks are the bodies (Meunier,
 import torch
 from torch import Tensor
 
-from diffslic.segmentation.parametric import SMALLEST_RESIDUAL, fit_motion, flow_distance, motion_flow
+from diffslic.segmentation.parametric import SMALLEST_RESIDUAL, check_flow, fit_motion, flow_distance, motion_flow
 from diffslic.segmentation.polynomials import full_precision
 
 
@@ -37,16 +37,17 @@ def coherence_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", distan
         ValueError: sizes that differ, masks that do not sum to one, flow that is unknown where it should be known, an
             unknown model, fit or distance.
     """
-    check_masks(masks, flow[:, None, 0])
     if known is not None:
         flow = flow.where(known[:, None], 0)
+    check_flow(flow)
+    check_masks(masks, flow[:, None, 0])
     weights = masks if known is None else masks * known[:, None]
     with torch.no_grad():
         theta = fit_motion(flow, weights, model, fit, distance, n_iters)
         distances = flow_distance(motion_flow(theta, *flow.shape[-2:], model).sub_(flow[:, None]), distance)
         count = distances[0, 0].numel() if known is None else known.flatten(1).sum(1).clamp(min=1)
         scale = flow_distance(flow, distance).flatten(1).sum(1) / count if normalised else flow.new_ones(())
-    loss = torch.linalg.vecdot(weights.flatten(1), distances.flatten(1)) / count
+    loss = torch.linalg.vecdot(weights.flatten(1), distances.to(weights.dtype).flatten(1)) / count
     loss = loss / scale.where(scale > SMALLEST_RESIDUAL, 1)
     return loss + entropy * mask_entropy(masks).flatten(1).mean(1) if entropy else loss
 
@@ -60,5 +61,5 @@ def check_masks(masks: Tensor, field: Tensor) -> None:
     """Refuse masks (B, L, ...) that are not of the size of ``field`` (B, 1, ...) or do not sum to one over L."""
     if masks.ndim != field.ndim or masks[:, :1].shape != field.shape:
         raise ValueError(f"masks must be (B, L, ...) of the flow's size {tuple(field.shape)}, got {tuple(masks.shape)}")
-    if not (masks.detach().sum(1) - 1).abs().max() < 1e-3:
-        raise ValueError("masks must sum to one over the layers, as a softmax does")
+    if not ((masks.detach().sum(1) - 1).abs().max() < 1e-3 and masks.detach().min() >= 0):
+        raise ValueError("masks must lie in [0, 1] and sum to one over the layers, as a softmax does")

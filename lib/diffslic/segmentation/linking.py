@@ -50,14 +50,15 @@ def link(windows: Iterable[Window]) -> Iterator[Tensor]:
         windows: in the order of their starts, without gaps.
 
     Raises:
-        ValueError: a gap, or windows of other layers or sizes.
+        ValueError: a gap, a window that ends before the one before it, or windows of other layers or sizes.
     """
     waiting: Tensor | None = None  # (L, T', H, W) frames that the next window may still change
     first = 0
     last_seen: Tensor | None = None
     for start, masks in windows:
         if waiting is not None:
-            if masks[:, :1].shape != waiting[:, :1].shape or not first <= start <= first + waiting.shape[1]:
+            if masks[:, :1].shape != waiting[:, :1].shape or not (
+                    first <= start <= first + waiting.shape[1] <= start + masks.shape[1]):
                 raise ValueError(f"a window of {tuple(masks.shape)} at frame {start} does not go on after "
                                  f"{tuple(waiting.shape)} at frame {first}")
             done, waiting = waiting[:, :start - first], waiting[:, start - first:]

@@ -17,7 +17,7 @@ from diffslic.segmentation.linking import Window, link, window_starts
 from diffslic.segmentation.parametric import camera_motion, check_flow
 from diffslic.segmentation.selection import SELECTIONS, renumbered
 from diffslic.segmentation.unet import UNet, UNetConfig
-from diffslic.segmentation.unet3d import SpaceTimeUNet
+from diffslic.segmentation.unet3d import HEADS, SpaceTimeUNet
 
 CHANNELS = {"residual": 2, "flow": 2, "image": 3, "flow_rgb": 3}  # of an input
 LEAST_MOTION = 0.5  # pixels of the network's size that count as full strength at least
@@ -39,6 +39,8 @@ class MotionNetConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if min(self.window, self.n_layers, *self.widths, *self.size) < 1 or not self.inputs or len(self.widths) < 2:
             raise ValueError(f"a MotionNet needs a frame, a layer, an input and two widths at least, got {self}")
+        if self.window > 1 and self.widths[-1] % HEADS:
+            raise ValueError(f"the last width of a network over windows is a multiple of {HEADS}, got {self.widths}")
         if self.selection not in SELECTIONS:
             raise ValueError(f"the selection must be one of {', '.join(SELECTIONS)}, got {self.selection!r}")
         for spec in self.inputs:
@@ -48,6 +50,12 @@ class MotionNetConfig:
     def fields(self) -> frozenset[str]:
         """What it reads of a clip: flow always, image and flow_rgb where they are inputs; the residual is flow."""
         return frozenset({"flow", *(parse_input(spec)[0] for spec in self.inputs)} - {"residual"})
+
+    @property
+    def margin(self) -> tuple[int, int]:
+        """How many frames before and after a window its inputs reach."""
+        shifts = [parse_input(spec)[1] for spec in self.inputs]
+        return max(0, -min(shifts)), max(0, max(shifts))
 
 
 def parse_input(spec: str) -> tuple[str, int]:
@@ -117,7 +125,7 @@ class MotionNet(nn.Module):
         Raises:
             ValueError: unknown flow, a missing input, sizes that differ.
         """
-        layers = self.layers(flow, image, flow_rgb, window, low_memory)
+        layers = self.layers(flow, image, flow_rgb, window, low_memory).to(flow.device)
         select = SELECTIONS[self.config.selection]
         if self.config.window == 1:
             moving = torch.cat([select(frame[None], field[None]) for frame, field in zip(layers, flow)])

@@ -13,7 +13,9 @@ SMALLEST_RESIDUAL = 1e-3  # pixels: where the weight 1 / |r| of the l1 and l2 di
 ROUNDING = 0.1  # pixels: below, the Charbonnier distance is about a parabola
 UNKNOWN_FLOW = 1e9  # pixels: files mark unknown flow by values from here on
 DISTANCES = ("l1", "l2", "squared", "charbonnier")
+FITS = ("ls", "irls")
 ENOUGH_PIXELS = 4000  # of a frame, for rounds of reweighting that others follow
+ENOUGH_PER_PARAMETER = 20  # pixels of a layer, for the same
 
 
 def motion_basis(height: int, width: int, model: str = "quadratic", device: torch.device | str | None = None,
@@ -53,7 +55,8 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
         distance: "l1" (|du| + |dv|), "l2" (length), "charbonnier" or "squared"; what ``"irls"`` minimises, without
             meaning for ``"ls"``.
         n_iters: rounds of reweighting, from 1.
-        max_pixels: all rounds but the last see every k-th row and column, so that they see about as many pixels.
+        max_pixels: all rounds but the last see every k-th row and column, so that they see about as many pixels; all
+            of them where a layer is so small that it would be left with too few.
 
     Returns:
         (B, L, F, 2): the factors of :func:`motion_basis` for u and v, in pixels, of the flow's dtype.
@@ -67,7 +70,7 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
     powers, vectors, pixels = monomials(*size, flow.device), flow.flatten(2), masks.flatten(3)
     if fit == "ls":
         return _least_squares(powers, count, vectors, pixels).to(flow.dtype)
-    step = step_for(*size, max_pixels)
+    step = rough_step(weights, count, max_pixels)
     rough = monomials(*size, flow.device, step)
     few, few_pixels = every(step, flow).flatten(2), every(step, masks).flatten(3)
     with torch.no_grad():
@@ -135,6 +138,17 @@ def step_for(height: int, width: int, max_pixels: int = ENOUGH_PIXELS) -> int:
     return max(1, round((height * width / max_pixels) ** 0.5))
 
 
+def rough_step(weights: Tensor, count: int, max_pixels: int = ENOUGH_PIXELS) -> int:
+    """Every how many rows and columns are enough for layers (B, L, ..., H, W) that have ``count`` parameters each.
+
+    Layers that have fewer pixels than parameters are of no account: nothing could fit them.
+    """
+    step = step_for(*weights.shape[-2:], max_pixels)
+    pixels = weights.detach().flatten(2).sum(2)
+    small = (pixels >= count) & (every(step, weights.detach()).flatten(2).sum(2) < ENOUGH_PER_PARAMETER * count)
+    return 1 if bool(small.any()) else step
+
+
 def every(step: int, field: Tensor) -> Tensor:
     """Every ``step``-th row and column of (..., H, W)."""
     return field[..., ::step, ::step]
@@ -172,8 +186,10 @@ def check_fit(flow: Tensor, weights: Tensor, fit: str, distance: str, n_iters: i
     if weights.ndim != flow.ndim or weights[:, 0].shape != flow[:, 0].shape:
         raise ValueError(f"weights must be (B, L, {axes}) of the flow's size {tuple(flow.shape)}, "
                          f"got {tuple(weights.shape)}")
-    if fit not in ("ls", "irls"):
-        raise ValueError(f"fit must be 'ls' or 'irls', got {fit!r}")
+    if not (weights.detach().min() >= 0 and weights.detach().max() < torch.inf):
+        raise ValueError("weights must be finite and not negative")
+    if fit not in FITS:
+        raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
     if n_iters < 1:
         raise ValueError(f"n_iters must be at least 1, got {n_iters}")
 

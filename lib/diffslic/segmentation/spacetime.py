@@ -19,7 +19,7 @@ from diffslic.segmentation.parametric import (
     every,
     flow_distance,
     robust_weights,
-    step_for,
+    rough_step,
 )
 from diffslic.segmentation.polynomials import EXPONENTS, full_precision, monomials, normal_equations, solve, values
 
@@ -91,7 +91,7 @@ def fit_spacetime(flow: Tensor, weights: Tensor, model: str = "quadratic", spaci
     with torch.no_grad():
         if fit == "ls":
             return _solved(vectors, pixels, powers, count, splines, distance, None)
-        step = step_for(*size)
+        step = rough_step(weights, splines.shape[1] * count)
         rough = monomials(*size, flow.device, step)
         few, few_pixels = every(step, flow).flatten(3), every(step, weights).flatten(3)
         theta = _solved(few, few_pixels, rough, count, splines, distance, None)
