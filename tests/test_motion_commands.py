@@ -9,6 +9,7 @@ import torch
 
 from diffslic import cli, datasets, evaluation, pipeline
 from diffslic.datasets import io
+from diffslic.datasets.clip import Clip
 from diffslic.flow import RAFT
 from diffslic.segmentation import MotionNet, MotionNetConfig
 from diffslic.superpixels import SSN, SSNConfig
@@ -66,15 +67,19 @@ def test_scores_of_a_table(capsys, base, tmp_path, name):
     folder = tmp_path / rows["sequence"][0]
     assert len(list((folder / "masks").iterdir())) == len(list((folder / "pictures").iterdir())) == 4
     assert np.load(folder / "probabilities.npy").shape == (3, 4, 24, 32)
+    clip = datasets.open("split", root=base, file=base / "OWN", split="val")[0]
+    labels = pipeline.predict_motion(MotionNet.from_pretrained(base / f"{name}.safetensors"), clip)
+    assert np.array_equal(np.stack([io.read_labels(path) for path in sorted((folder / "masks").iterdir())]), labels[:4])
 
 
 def test_frames_without_a_mask_have_no_score(base, tmp_path):
     table = pd.read_csv(base / "OWN_val.csv")
     table.loc[1:, "GtMask"] = ""
+    table.loc[2, "Image"] = ""
     table.to_csv(base / "BLANK_val.csv", index=False)
     clips = datasets.open("split", root=base, file=base / "BLANK", split="val")
     net = MotionNet.from_pretrained(base / "em.safetensors")
-    scores = evaluation.evaluate_motion(net, clips, tmp_path, progress=False)
+    scores = evaluation.evaluate_motion(net, clips, tmp_path, keep=["pictures"], progress=False)
     assert scores.rows["J"].notna().tolist() == [True] + [False] * 7
     with pytest.raises(ValueError, match="no frame of"):
         evaluation.evaluate_motion(net, clips[1:], tmp_path, progress=False)
@@ -128,6 +133,33 @@ def test_the_last_frame_is_seen_by_the_way_back(base):
     one_way = datasets.Clip(clip.name, clip.size, readers, len(clip))
     repeated = pipeline.predict_motion(net, one_way)
     assert np.array_equal(repeated[3], repeated[2])
+
+
+def test_every_object_of_a_sequence_counts_alike(base, tmp_path):
+    """Two frames, of two and of three objects, the first all right: not the mean of the means of frames."""
+    truth = torch.zeros(3, 32, 40, dtype=torch.int64)
+    truth[:, :16, :20], truth[1:, 16:, 20:] = 1, 2
+    clip = Clip("c", (32, 40), {"flow": lambda t: torch.rand(2, 32, 40), "labels": lambda t: truth[t]}, 3)
+
+    class Halves(MotionNet):
+        def masks(self, flow, *_, **__):
+            for _ in flow:
+                body = (truth[0] == 1).float()
+                yield torch.stack([1 - body, body, 0 * body])
+
+    net = Halves(MotionNetConfig(window=3, **SMALL | {"size": (32, 40)})).eval()
+    scores = evaluation.evaluate_motion(net, [clip], tmp_path, progress=False)
+    second = [1, 640 / 960, 320 / 960]  # the left body, the ground with the right one in its layer, the right one
+    assert scores.rows["bIoU"].tolist() == pytest.approx([1, np.mean(second)])
+    assert scores.summary["bIoU"] == pytest.approx(np.mean([1, 1, *second]))
+
+
+def test_the_last_frame_is_seen_from_behind_or_repeated(base):
+    clip = datasets.open("scenes", preset="lab", n_clips=1, n_frames=4, size=(32, 40), seed=2)[0]
+    net = MotionNet.from_pretrained(base / "em.safetensors")
+    seen, repeated = pipeline.predict_motion(net, clip), pipeline.predict_motion(net, clip, repeat_last=True)
+    assert np.array_equal(seen[:3], repeated[:3]) and np.array_equal(repeated[2], repeated[3])
+    assert not np.array_equal(seen[3], repeated[3])
 
 
 def test_void_counts_for_nothing(base, tmp_path):

@@ -20,7 +20,7 @@ from diffslic.datasets.composite_flow import flow_both_ways
 from diffslic.datasets.folder import image_files
 from diffslic.files import written_whole
 from diffslic.segmentation import MotionNet
-from diffslic.segmentation.selection import ORACLES, SELECTIONS
+from diffslic.segmentation.selection import ORACLES, SELECTIONS, renumbered
 from diffslic.superpixels import SSN, SpixelFCN
 from diffslic.training import device_of
 
@@ -141,7 +141,10 @@ def evaluate_motion(model: MotionNet, clips: Sequence[Clip], folder: str | Path,
     table = pd.DataFrame(rows)
     if "J" not in table:
         raise ValueError(f"no frame of {clips[0].name} ... has a mask to score against")
-    summary = table.drop(columns="frame").groupby("sequence").mean().mean().to_dict()
+    by_sequence = table.drop(columns="frame").groupby("sequence")
+    summary = by_sequence.mean().drop(columns="objects").mean().to_dict()
+    of_objects = (table["bIoU"] * table["objects"]).groupby(table["sequence"]).sum() / by_sequence["objects"].sum()
+    summary["bIoU"] = of_objects.mean()  # every object of a sequence counts alike, in whichever frame it is
     with written_whole(folder / f"results_{split}.csv") as temporary:
         table.to_csv(temporary, index=False)
     how = {"selection": selection, "window": window or model.config.window, "config": asdict(model.config)}
@@ -170,9 +173,10 @@ def _motion_rows(model: MotionNet, clip: Clip, folder: Path, selection: str, win
     bodies = {i: (truth > 0) & counts[i] for i, truth in truths.items()}
     score = _every_frame([moving[i] & counts[i] for i in known], list(bodies.values()))
     for n, i in enumerate(known):
+        objects = metrics.best_iou(layers[i], truths[i]).values()
         rows[i] |= {"J": score.j[0, n], "F": score.f[0, n],
                     "box": metrics.box_iou((moving[i] & counts[i]).byte(), bodies[i].byte()),
-                    "bIoU": float(np.mean(list(metrics.best_iou(layers[i], truths[i]).values())))}
+                    "bIoU": float(np.mean(list(objects))), "objects": len(objects)}
     for piece in pieces:
         seen = [i for i in piece if i in truths]
         if seen:
@@ -194,12 +198,16 @@ def _keep(clip: Clip, frames: Sequence[int], masks: Tensor, layers: Tensor, movi
           keep: Collection[str]) -> None:
     if "probabilities" in keep:
         io.write_npy(folder / "probabilities.npy", masks.numpy())
+    labels = renumbered(layers, moving)
     for i, t in enumerate(frames):
         name = clip.frame_name(t)
         if "masks" in keep:
-            io.write_labels(folder / "masks" / f"{name}.png", moving[i].long())
+            io.write_labels(folder / "masks" / f"{name}.png", labels[i])
         if "pictures" in keep:
-            below = clip.frame(t) if clip.has("frame") else viz.flow_to_color(clip.flow(t))
+            try:
+                below = clip.frame(t)
+            except LookupError:  # tables leave some frames without a picture
+                below = viz.flow_to_color(clip.flow(t))
             picture = viz.overlay(below, layers[i] * moving[i] + moving[i])
             io.write_image(folder / "pictures" / f"{name}.png", torch.from_numpy(picture).permute(2, 0, 1) / 255)
 

@@ -40,15 +40,16 @@ def painted(flow: Tensor) -> Tensor:
     return torch.from_numpy(viz.flow_to_color(flow)).permute(2, 0, 1).to(flow) / 255
 
 
-def predict_motion(model: MotionNet, clip: Clip, window: int | None = None) -> np.ndarray:
+def predict_motion(model: MotionNet, clip: Clip, window: int | None = None, repeat_last: bool = False) -> np.ndarray:
     """Labels of a clip by the flow that it holds: (T, H, W) uint8, 0 background, moving layers from 1.
 
     The last frame, which no flow leaves, is seen by the flow that leads back from it, turned around, where the clip
-    holds that; otherwise it repeats the frame before. See :meth:`MotionNet.segment` for ``window``.
+    holds that; otherwise, or with ``repeat_last``, it repeats the frame before. See :meth:`MotionNet.segment` for
+    ``window``.
     """
     fields = motion_fields(clip, clip.frames_with("flow"), model.config.fields)
     last = len(clip) - 1
-    seen = clip.has("backward_flow") and set(fields) == {"flow"}
+    seen = not repeat_last and clip.has("backward_flow") and set(fields) == {"flow"}
     if seen:
         fields["flow"] = torch.cat([fields["flow"], -clip.backward_flow(last)[None]])
     device = device_of(model)

@@ -115,6 +115,8 @@ class Windows:
             raise ValueError(f"training needs a clip with {window + 1} frames and a batch_size from 1, got "
                              f"{max(map(len, clips), default=0)} frames at most and {batch_size}")
         rows, columns = self.config.size
+        if (augmentation.crop or 0) > min(rows, columns):
+            raise ValueError(f"square crops of {augmentation.crop} do not fit into {rows}x{columns}")
         self._read = lru_cache(MEMORY // (2 * 8 * rows * columns))(lambda clip, t: self._frame(clips[clip], t))
 
     def __call__(self, number: int) -> dict[str, Tensor]:

@@ -43,8 +43,8 @@ def link(windows: Iterable[Window]) -> Iterator[Tensor]:
 
     Each window's layers are assigned to those before it by the Hungarian method, so that the sum of their intersections
     over unions in the frames that both show is largest. Beside them, with a tenth of the weight, counts the place where
-    a layer was last seen: a body that stops and moves on later keeps its layer. Frames of two windows get the mean. No
-    more than one window's frames are in memory.
+    a layer was last seen: a body that stops and moves on later keeps its layer. Frames of two windows get the mean; a
+    third window counts for half again. No more than one window's frames are in memory.
 
     Args:
         windows: in the order of their starts, without gaps.
