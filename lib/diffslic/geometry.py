@@ -118,6 +118,12 @@ def resize_known_flow(flow: Tensor, known: Tensor, size: tuple[int, int]) -> tup
     return flow, share[:, 0] > 0.5
 
 
+def same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether (rows, columns) are one another's resized, but for the rounding."""
+    rows, columns = size[0] / other[0], size[1] / other[1]
+    return abs(rows / columns - 1) < 0.01
+
+
 def resize_intrinsics(intrinsics: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
     """Intrinsics (..., 3, 3) of an image resized from ``old_size`` to ``new_size``, both (rows, columns).
 

@@ -53,6 +53,21 @@ def test_a_table_is_written_and_read_again(base):
     assert datasets.check("split", base) == []
 
 
+def test_flow_of_another_size_is_brought_to_that_of_the_masks(base):
+    for t in range(3):
+        io.write_flo(base / "Flow" / "bear" / f"{t:05d}.flo", torch.full((2, 3, 4), float(t)))
+    clip, = datasets.open("split", root=base, file=table(base, *rows_of("bear", 3)))
+    assert clip.size == clip.labels(0).shape == (6, 8)
+    torch.testing.assert_close(clip.flow(2), torch.full((2, 6, 8), 4.0))  # the vectors grow with it
+
+
+def test_flow_of_another_aspect_is_refused(base):
+    io.write_flo(base / "Flow" / "bear" / "00001.flo", torch.zeros(2, 6, 9))
+    clip, = datasets.open("split", root=base, file=table(base, *rows_of("bear", 3)))
+    with pytest.raises(ValueError, match="00001.flo: expected 6x8"):
+        clip.flow(1)
+
+
 def test_the_table_of_the_long_term_system(base):
     """An index column without a name, numbers from 1, blank masks, columns of no account."""
     path = table(base, ",JPEGImages/bear/00000.png,Flow/bear/00000.flo,Flow/bear/00000.flo.png,"

@@ -72,6 +72,12 @@ def test_pictures_of_flow_follow_what_is_done_to_it(clips):
     assert torch.equal(changed["flow_rgb"], torch.stack([pipeline.painted(flow) for flow in changed["flow"]]))
 
 
+def test_published_splines_leave_more_of_a_constant_motion():
+    masks, still = torch.ones(1, 1, 9, 12, 16), torch.ones(1, 2, 9, 12, 16)
+    assert motion.Loss(consistency=0, entropy=0)(masks, still) < 1e-5
+    assert motion.Loss(consistency=0, entropy=0, published=True)(masks, still) > 1e-3
+
+
 def test_clips_with_few_masks_are_scored_where_they_have_one(clips):
     def some(t):
         if t == 2:

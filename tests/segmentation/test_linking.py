@@ -6,13 +6,23 @@ import torch
 from diffslic.segmentation import Window, link, window_starts
 
 
-def moving_boxes(n_frames: int = 30) -> torch.Tensor:
-    """Layers (T, 20, 40): two boxes that pass each other on a ground."""
+def moving_boxes(n_frames: int = 30, stop: range = range(0)) -> tuple[torch.Tensor, torch.Tensor]:
+    """Layers (T, 20, 40) and flow (T, 2, 20, 40): two boxes that pass each other on a ground; 1 may stop for a time."""
     layers = torch.zeros(n_frames, 20, 40, dtype=torch.int64)
+    flow = torch.zeros(n_frames, 2, 20, 40)
+    at = 0
     for t in range(n_frames):
-        layers[t, 2:8, t:t + 8] = 1
+        layers[t, 2:8, at:at + 8] = 1
         layers[t, 12:18, 30 - t:38 - t] = 2
-    return layers
+        flow[t, 0] = (layers[t] == 1).float() * (t not in stop) - (layers[t] == 2).float()
+        at += t not in stop
+    return layers, flow
+
+
+def shuffled(layers: torch.Tensor, flow: torch.Tensor) -> list[Window]:
+    """Windows of 9 frames whose layers come in any order but in the first."""
+    return [Window(start, soft(layers[start:start + 9])[torch.randperm(3) if start else torch.arange(3)],
+                   flow[start:start + 9]) for start in window_starts(len(layers), 9, 4)]
 
 
 def soft(layers: torch.Tensor, n_layers: int = 3) -> torch.Tensor:
@@ -36,45 +46,66 @@ def test_windows_that_cannot_be(wrong):
 
 
 def test_layers_keep_their_order_whatever_order_a_window_has():
-    layers = moving_boxes()
-    windows = []
-    for start in window_starts(len(layers), 9, 4):
-        order = torch.randperm(3) if start else torch.arange(3)
-        windows.append(Window(start, soft(layers[start:start + 9])[order]))
-    assert torch.equal(torch.stack(list(link(windows))).argmax(1), layers)
+    layers, flow = moving_boxes()
+    assert torch.equal(torch.stack(list(link(shuffled(layers, flow)))).argmax(1), layers)
 
 
 def test_a_body_that_stops_for_more_than_an_overlap_keeps_its_layer():
-    layers = moving_boxes()
-    layers[8:20][layers[8:20] == 1] = 0  # box 1 stands still, and only the ground is left of it
-    layers[20:, :10] = 0
-    for t in range(20, 30):  # it moves on from where it was
-        layers[t, 2:8, t - 12:t - 4] = 1
-    windows = [Window(start, soft(layers[start:start + 9])[torch.randperm(3) if start else torch.arange(3)])
-               for start in window_starts(30, 9, 4)]
+    layers, flow = moving_boxes(stop=range(10, 22))
+    layers[10:22][layers[10:22] == 1] = 0  # box 1 stands still, and only the ground is left of it
+    assert torch.equal(torch.stack(list(link(shuffled(layers, flow)))).argmax(1), layers)
+
+
+def test_a_body_that_one_window_gives_to_another_layer_keeps_its_own():
+    layers, flow = moving_boxes()
+    windows = shuffled(layers, flow)
+    mistaken = layers[10:19].clone()
+    mistaken[mistaken == 1] = 2                    # both boxes in one layer,
+    mistaken[:, 18:] = 1                           # and a strip of ground in the other
+    windows[2] = Window(10, soft(mistaken), flow[10:19])
+    labels = torch.stack(list(link(windows))).argmax(1)
+    assert torch.equal(labels[:10], layers[:10])
+    assert torch.equal(labels[19:], layers[19:])
+
+
+def test_windows_of_one_frame_that_do_not_overlap_are_linked_by_the_flow():
+    layers, flow = moving_boxes(8)
+    windows = [Window(t, soft(layers[t:t + 1])[torch.randperm(3) if t else torch.arange(3)], flow[t:t + 1])
+               for t in range(8)]
     assert torch.equal(torch.stack(list(link(windows))).argmax(1), layers)
 
 
 def test_masks_of_an_overlap_are_the_mean():
     first, second = torch.rand(2, 4, 5, 6), torch.rand(2, 4, 5, 6)
     second[:, :2] = first[:, 2:] + 0.01
-    linked = torch.stack(list(link([Window(0, first), Window(2, second)])), dim=1)
+    still = torch.zeros(4, 2, 5, 6)
+    linked = torch.stack(list(link([Window(0, first, still), Window(2, second, still)])), dim=1)
     assert linked.shape == (2, 6, 5, 6)
     torch.testing.assert_close(linked[:, 2:4], first[:, 2:] + 0.005)
     torch.testing.assert_close(linked[:, 4:], second[:, 2:])
 
 
+def window(start: int, masks: torch.Tensor) -> Window:
+    return Window(start, masks, torch.zeros(masks.shape[1], 2, *masks.shape[2:]))
+
+
 def test_a_window_that_ends_too_early_is_refused() -> None:
     masks = torch.full((2, 10, 3, 4), 0.5)
     with pytest.raises(ValueError, match="does not go on"):
-        list(link([Window(0, masks), Window(2, masks[:, :4])]))
+        list(link([window(0, masks), window(2, masks[:, :4])]))
 
 
 def test_gaps_and_other_sizes_are_refused():
     masks = torch.rand(2, 4, 5, 6)
-    for wrong in (Window(5, masks), Window(-1, masks), Window(2, masks[:1]), Window(2, masks[..., 1:])):
+    for wrong in (window(5, masks), window(-1, masks), window(2, masks[:1]), window(2, masks[..., 1:])):
         with pytest.raises(ValueError, match="does not go on"):
-            list(link([Window(0, masks), wrong]))
+            list(link([window(0, masks), wrong]))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5, 6), (4, 2, 5, 7), (4, 5, 6)])
+def test_flow_of_another_size_is_refused(shape):
+    with pytest.raises(ValueError, match="flow of a window"):
+        list(link([Window(0, torch.rand(2, 4, 5, 6), torch.zeros(shape))]))
 
 
 def test_no_windows_are_no_frames():

@@ -57,7 +57,7 @@ def depth(
 
 @app.command("airsim-server")
 def airsim_server(
-    scene: Annotated[str, typer.Option(help="lab, street, crowd or static.")] = "street",
+    scene: Annotated[str, typer.Option(help="lab, street, crowd, static or plaza.")] = "street",
     seed: Annotated[int, typer.Option(help="Which of them.")] = 0,
     size: Annotated[str, typer.Option(help="Of the images: rows x columns.")] = "144x256",
     fov: Annotated[float, typer.Option(help="Field of view of the longer side, in degrees.")] = 90.0,

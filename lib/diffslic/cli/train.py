@@ -193,6 +193,8 @@ def train_spacetime(
     inputs: MotionInputs = "residual,flow", widths: MotionWidths = "16,32,64,128", image_size: ImageSize = (128, 224),
     model: MotionModel = "quadratic",
     spacing: Annotated[int, typer.Option(help="Frames between the control points of a layer's motion.")] = 3,
+    published_splines: Annotated[bool, typer.Option(help="Splines as published, which fade at a window's ends; "
+                                                         "without: they sum to one in every frame.")] = False,
     distance: Distance = "l1", fit: Fit = "ls", normalised: Normalised = True,
     consistency: Annotated[float, typer.Option(help="Weight of Euler-Potts.")] = 0.3,
     potts: Annotated[float, typer.Option(help="Weight of Potts.")] = 0.0, entropy: Entropy = 0.02,
@@ -212,8 +214,8 @@ def train_spacetime(
     """
     config = {"window": window, "n_layers": layers, "inputs": inputs.split(","), "selection": selection,
               "widths": [int(width) for width in widths.split(",")], "size": image_size}
-    loss = {"model": model, "spacing": spacing, "distance": distance, "fit": fit, "normalised": normalised,
-            "consistency": consistency, "potts": potts, "entropy": entropy}
+    loss = {"model": model, "spacing": spacing, "published": published_splines, "distance": distance, "fit": fit,
+            "normalised": normalised, "consistency": consistency, "potts": potts, "entropy": entropy}
     augmentation = {"global_motion": global_motion, "temporal_scale": temporal_scale, "crop": crop, "noise": noise,
                     "null": null}
     _train_motion(out, dataset, root, file, resolution, cache, n_clips, config, loss, augmentation,

@@ -46,8 +46,7 @@ def _differs_in_scale(found: tuple[int, ...] | None, expected: tuple[int, ...]) 
     """Whether (T - 1, rows, columns, 2) differ in rows and columns alone, and in these alike but for the rounding."""
     if found is None or len(found) != 4 or (found[0], found[3]) != (expected[0], expected[3]) or 0 in found:
         return False
-    rows, columns = found[1] / expected[1], found[2] / expected[2]
-    return abs(rows / columns - 1) < 0.01
+    return geometry.same_aspect(found[1:3], expected[1:3])
 
 
 def with_flow_from(clip: Clip, folder: str | Path) -> Clip:

@@ -14,7 +14,8 @@ as they are. A row is a frame and the flow that leaves it:
 ===================  ==================================================================================================
 
 Other columns are of no account. The last frame of a sequence has no flow and is usually not listed: it is found in the
-folder of the images where they are in order there, and is otherwise a frame without image.
+folder of the images where they are in order there, and is otherwise a frame without image. A sequence has the size of
+its masks (without them, of its images): flow of another size and the same aspect is resized, vectors and all.
 """
 
 import re
@@ -32,6 +33,7 @@ from diffslic.datasets.folder import image_files
 from diffslic.datasets.io import check_size, image_size, read_flow, read_image, read_labels
 from diffslic.datasets.problems import problems_of
 from diffslic.files import written_whole
+from diffslic.geometry import resize_known_flow, same_aspect
 
 KINDS = {"Flow": "flow", "Image": "frame", "GtMask": "labels", "FlowRGB": "flow_rgb"}
 PARTS = ("train", "val", "test")
@@ -242,8 +244,8 @@ def _clip(sequence: _Sequence) -> Clip:
         beside = _after(files[column].get(last - 1))
         if last not in files[column] and beside is not None:
             files[column][last] = beside
-    size = _size(files["Flow"][first])
-    read = {"Flow": _flow, "Image": read_image, "GtMask": _mask, "FlowRGB": read_image}
+    size = _size(files)
+    read = {"Flow": partial(_flow, size=size), "Image": read_image, "GtMask": _mask, "FlowRGB": read_image}
     readers: dict[str, Reader] = {
         kind: partial(_read_file, read[column], files[column], first, sequence.name, size)
         for column, kind in KINDS.items() if files[column]}
@@ -262,10 +264,12 @@ def _after(path: Path | None) -> Path | None:
     return beside[place] if place < len(beside) else None
 
 
-def _size(path: Path) -> tuple[int, int]:
-    if path.suffix == ".png":
-        return image_size(path)
-    _, rows, columns = read_flow(path).flow.shape
+def _size(files: Mapping[str, Mapping[int, Path]]) -> tuple[int, int]:
+    """Rows and columns of a sequence: those of its masks, by which it is scored, or else of its images, or its flow."""
+    for column in ("GtMask", "Image"):
+        if files[column]:
+            return image_size(files[column][min(files[column])])
+    rows, columns = read_flow(files["Flow"][min(files["Flow"])]).flow.shape[1:]
     return rows, columns
 
 
@@ -274,11 +278,14 @@ def _read_file(read: Callable[[Path], Tensor], files: Mapping[int, Path], first:
     if t + first not in files:
         raise LookupError(f"clip {name!r}: its table names no such file for frame {t + first}")
     path = files[t + first]
-    return check_size(path, read(path), size, f"the flow of {name!r}")
+    return check_size(path, read(path), size, f"sequence {name!r}")
 
 
-def _flow(path: Path) -> Tensor:
+def _flow(path: Path, size: tuple[int, int]) -> Tensor:
+    """Flow (2, H, W) of ``size``, NaN where it is not known; a smaller or larger field of this aspect is resized."""
     flow, known = read_flow(path)
+    if flow.shape[1:] != size and same_aspect(tuple(flow.shape[1:]), size):
+        flow, known = (values[0] for values in resize_known_flow(flow[None], known[None], size))
     return flow.where(known, torch.nan)
 
 

@@ -19,7 +19,7 @@ from diffslic.datasets import raycast
 from diffslic.datasets.photographs import photographs
 from diffslic.datasets.raycast import BOX, CARD, ELLIPSOID, World
 
-PRESETS = ("lab", "street", "crowd", "static")
+PRESETS = ("lab", "street", "crowd", "static", "plaza")
 GROUND = 1.6  # metres below the camera's usual height
 
 
@@ -37,14 +37,15 @@ def build_world(preset: str, n_frames: int, size: tuple[int, int], lighting: flo
                 textures: str | Path | None = None) -> World:
     """The world of a scene: see :class:`diffslic.datasets.scenes.Scene` for the arguments."""
     rng = np.random.default_rng([seed, PRESETS.index(preset)])
-    n_bodies = {"lab": int(rng.integers(1, 3)), "street": int(rng.integers(1, 4)),
-                "crowd": int(rng.integers(3, 6)), "static": 0}[preset]
+    few, some, many = (int(rng.integers(low, high)) for low, high in ((1, 3), (1, 4), (3, 6)))
+    n_bodies = {"lab": few, "street": some, "crowd": many, "static": 0, "plaza": many}[preset]
     intrinsics = scene_intrinsics(size)
     indoors = preset == "lab"
     objects = _room(n_frames, rng) if indoors else _street(n_frames, rng)
     bodies, centres = _bodies(n_bodies, n_frames, preset, float(intrinsics[0, 0]) / size[1], rng)
     objects += bodies
-    camera = _camera(n_frames, 0.012 if preset in ("lab", "crowd") else 0.12, centres, rng)
+    forward = {"lab": 0.012, "crowd": 0.012, "street": 0.12, "static": 0.12, "plaza": 0.0}[preset]
+    camera = _camera(n_frames, forward, preset != "plaza", centres, rng)
     gain = torch.ones(n_frames, 3)
     if lighting > 0:
         wave = torch.sin(torch.arange(n_frames) * rng.uniform(0.1, 0.6) + rng.uniform(0, 2 * math.pi))
@@ -125,14 +126,16 @@ def _bodies(n_bodies: int, n_frames: int, preset: str, focal: float,
             rng: np.random.Generator) -> tuple[list[_Object], list[Tensor]]:
     """Moving bodies of one to three rigidly joined parts, and the path (T, 3) of each body's centre."""
     objects, centres = [], []
-    kinds = ["cross", "stop", "return", "wander", "approach"]
+    kinds = {"crowd": ["cross", "cross", "stop", "return"], "plaza": ["stroll"]}.get(
+        preset, ["cross", "stop", "return", "wander", "approach"])
+    crowded = preset in ("crowd", "plaza")
     for body in range(1, n_bodies + 1):
         # Bodies of a crowd share a narrow range of depths, so that crossing means occluding.
-        z = rng.uniform(3.5, 7.5) if preset == "crowd" else rng.uniform(2.5, 6)
-        kind = rng.choice(["cross", "cross", "stop", "return"] if preset == "crowd" else kinds)
+        z = rng.uniform(3.5, 7.5) if crowded else rng.uniform(2.5, 6)
+        kind = rng.choice(kinds)
         reach = z / (2 * focal)  # metres from the view's middle to its left or right edge
         path = _path(str(kind), z, reach, n_frames, rng)
-        scale = rng.uniform(0.3, 0.6 if preset == "crowd" else 0.9) * (z / 4) ** 0.5
+        scale = rng.uniform(0.3, 0.6 if crowded else 0.9) * (z / 4) ** 0.5
         spin = torch.tensor(rng.normal(0, 0.02, 3) * [0.3, 1, 0.3], dtype=torch.float32)
         start = torch.tensor([rng.normal(0, 0.08), rng.uniform(-0.6, 0.6), rng.normal(0, 0.15)], dtype=torch.float32)
         rotation = start + spin * torch.arange(n_frames)[:, None]
@@ -186,6 +189,10 @@ def _path(kind: str, z: float, reach: float, n_frames: int, rng: np.random.Gener
     elif kind == "wander":
         x = reach * (rng.uniform(-0.4, 0.4) + 0.4 * np.sin(t * rng.uniform(0.05, 0.2) + rng.uniform(0, 6)))
         drift += rng.choice([-1, 1]) * 0.03
+    elif kind == "stroll":  # to and fro within the view, for as long as the clip lasts
+        x = reach * (rng.uniform(-0.3, 0.3) + rng.uniform(0.3, 0.6) * np.sin(t * rng.uniform(0.05, 0.15)
+                                                                             + rng.uniform(0, 6)))
+        drift = 0.0
     else:  # approach
         x = np.full(n_frames, rng.uniform(-0.4, 0.4) * reach)
         drift = -min(0.08, 0.5 * z / n_frames)
@@ -193,15 +200,19 @@ def _path(kind: str, z: float, reach: float, n_frames: int, rng: np.random.Gener
     return torch.tensor(np.stack([x, np.zeros(n_frames), depth], axis=1), dtype=torch.float32)
 
 
-def _camera(n_frames: int, forward: float, centres: list[Tensor], rng: np.random.Generator) -> Tensor:
-    """A hand-held or driven camera (T, 4, 4); most clips with bodies keep one of them in view, turning or moving."""
+def _camera(n_frames: int, forward: float, roams: bool, centres: list[Tensor], rng: np.random.Generator) -> Tensor:
+    """A hand-held or driven camera (T, 4, 4); most clips with bodies keep one of them in view, turning or moving.
+
+    Without ``roams`` whoever holds it stays where they are: no more than hands shake.
+    """
     t = torch.arange(n_frames, dtype=torch.float32)
     velocity = torch.tensor([rng.normal(0, 0.02), rng.normal(0, 0.003), rng.normal(0, 0.3) * forward + forward],
                             dtype=torch.float32)
+    velocity = velocity * roams
     sway = torch.tensor(rng.uniform(0.3, 1, 3) * [0.02, 0.01, 0.01], dtype=torch.float32)
     rate, phase = (torch.tensor(rng.uniform(low, high, 3), dtype=torch.float32) for low, high in ((0.1, 0.5), (0, 6)))
     position = velocity * t[:, None] + sway * torch.sin(rate * t[:, None] + phase)
-    turn = torch.tensor(rng.normal(0, 1, 3) * [0.002, 0.006, 0.001], dtype=torch.float32)
+    turn = torch.tensor(rng.normal(0, 1, 3) * [0.002, 0.006, 0.001], dtype=torch.float32) * roams
     wobble = torch.tensor(rng.uniform(0, 1, 3) * [0.008, 0.012, 0.006], dtype=torch.float32)
     rotation = turn * t[:, None] + wobble * torch.sin(rate.flip(0) * t[:, None] + phase.flip(0))
     if centres:

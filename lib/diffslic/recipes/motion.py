@@ -52,6 +52,7 @@ class Loss:
 
     model: str = "quadratic"        # of a layer's motion: constant, affine or quadratic
     spacing: int = SPACING          # frames between the control points of a window's motion
+    published: bool = False         # splines as published, which fade at both ends of a window
     distance: str = "l1"            # of the flow to it: l1, l2, squared or charbonnier
     fit: str = "ls"                 # how the motion is fitted: ls, as published, or irls
     normalised: bool = True         # count in units of the frame's mean motion
@@ -71,7 +72,7 @@ class Loss:
             return coherence_loss(masks[:, :, 0], flow[:, :, 0], self.model, self.distance, self.fit,
                                   normalised=self.normalised, entropy=self.entropy)
         loss = spacetime_loss(masks, flow, self.model, self.spacing, self.distance, self.fit,
-                              normalised=self.normalised)
+                              normalised=self.normalised, published=self.published)
         for weight, term in ((self.consistency, lambda: temporal_consistency(masks, flow)),
                              (self.potts, lambda: potts(masks)), (self.entropy, lambda: entropy(masks))):
             loss = loss + weight * term() if weight else loss

@@ -1,8 +1,9 @@
 """Long clips from short windows: layers of overlapping windows are put in one order, one to one.
 
 A window's layers have no order of their own: layer 2 of one may be layer 0 of the next. Chaining each to whatever
-resembles it most lets two layers become one, and a layer that is empty for a moment take its neighbour's name. An
-assignment of all layers at once cannot do either.
+resembles it most lets two layers become one; and what the last window says alone is not enough, since a body that one
+window misses would lose its name for good. So the points of the scene are followed along the flow, and each remembers
+what it has been called: an assignment of all layers at once names every layer after its points.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,14 +14,17 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-MEMORY = 0.1  # how much less it counts where a layer was last seen than where it is seen
+from diffslic.geometry import pixel_grid, sample
+
+FADING = 0.9  # what a name of the window before counts beside one of this window
 
 
 class Window(NamedTuple):
-    """Soft masks of some frames of a clip."""
+    """Soft masks of some frames of a clip, and their flow."""
 
     start: int  # the first frame
     masks: Tensor  # (L, T, H, W), summing to one over L
+    flow: Tensor  # (T, 2, H, W) in pixels, from each frame to the next
 
 
 def window_starts(n_frames: int, length: int, overlap: int) -> list[int]:
@@ -41,62 +45,95 @@ def window_starts(n_frames: int, length: int, overlap: int) -> list[int]:
 def link(windows: Iterable[Window]) -> Iterator[Tensor]:
     """Masks (L, H, W) frame by frame of a whole clip, with the layers of all windows in the order of the first.
 
-    Each window's layers are assigned to those before it by the Hungarian method, so that the sum of their intersections
-    over unions in the frames that both show is largest. Beside them, with a tenth of the weight, counts the place where
-    a layer was last seen: a body that stops and moves on later keeps its layer. Frames of two windows get the mean; a
-    third window counts for half again. No more than one window's frames are in memory.
+    There is a point in every pixel. It moves with the flow, and knows in what share of the windows' frames it lay in
+    each layer, those of earlier windows counting ever less. A new window's layers are assigned to the known ones by
+    the Hungarian method, so that the sum of the intersections over unions of what points have been called and of where
+    they lie now is largest. A body that is missed for some windows, or stands still, keeps its layer: its points go
+    on. Frames of two windows get the mean; a third window counts for half again. No more than one window's frames
+    are in memory.
 
     Args:
         windows: in the order of their starts, without gaps.
 
     Raises:
-        ValueError: a gap, a window that ends before the one before it, or windows of other layers or sizes.
+        ValueError: a gap, a window that ends before the one before it, windows of other layers or sizes, or flow that
+            is not the masks'.
     """
     waiting: Tensor | None = None  # (L, T', H, W) frames that the next window may still change
-    first = 0
-    last_seen: Tensor | None = None
-    for start, masks in windows:
-        if waiting is not None:
+    first, fields = 0, torch.empty(0)
+    points, names = torch.empty(0), torch.empty(0)  # (2, N) places in frame ``first``, and (N, L) what they were called
+    for start, masks, flow in windows:
+        size = masks.shape[-2:]
+        if flow.shape != (masks.shape[1], 2, *size):
+            raise ValueError(f"flow of a window must be {(masks.shape[1], 2, *size)}, got {tuple(flow.shape)}")
+        if waiting is None:
+            points = pixel_grid(*size, masks.device).flatten(1)
+            called = _called(points, masks, flow)
+            names = torch.zeros_like(called)
+        else:
             if masks[:, :1].shape != waiting[:, :1].shape or not (
                     first <= start <= first + waiting.shape[1] <= start + masks.shape[1]):
                 raise ValueError(f"a window of {tuple(masks.shape)} at frame {start} does not go on after "
                                  f"{tuple(waiting.shape)} at frame {first}")
             done, waiting = waiting[:, :start - first], waiting[:, start - first:]
-            last_seen = _last_seen(done, last_seen)
             yield from done.unbind(1)
+            for field in fields[:start - first]:
+                points = _moved(points, field)
+            points, names = _one_per_pixel(points, names, size)
+            called = _called(points, masks, flow)
+            order = _order(names, called)
+            masks, called = masks[order], called[:, order]
             shared = waiting.shape[1]
-            masks = masks[_order(waiting, masks[:, :shared], last_seen, masks)]
             masks = torch.cat([(waiting + masks[:, :shared]) / 2, masks[:, shared:]], dim=1)
-        waiting, first = masks, start
+        waiting, first, fields = masks, start, flow
+        names = FADING * names + called
     if waiting is not None:
         yield from waiting.unbind(1)
 
 
-def _order(before: Tensor, after: Tensor, last_seen: Tensor, window: Tensor) -> Tensor:
-    """For each known layer the new layer (L,) that goes on with it."""
-    first_seen = _last_seen(window.flip(1), None)
-    scores = _overlap(before, after) + MEMORY * _overlap(last_seen[:, None], first_seen[:, None])
-    known, new = linear_sum_assignment(-scores)
-    return torch.from_numpy(new[np.argsort(known)]).to(window.device)
+def _called(points: Tensor, masks: Tensor, flow: Tensor) -> Tensor:
+    """In what share of a window's frames points (2, N) of its first frame lie in each layer: (N, L)."""
+    layers, size = masks.argmax(0), masks.shape[-2:]                        # (T, H, W)
+    counts = points.new_zeros(points.shape[1], len(masks))
+    for layer, field in zip(layers, flow):
+        inside, pixels = _pixels(points, size)
+        counts[inside, layer.flatten()[pixels]] += 1
+        points = _moved(points, field)
+    return counts / counts.sum(1, keepdim=True).clamp(min=1)
 
 
-def _overlap(first: Tensor, second: Tensor) -> np.ndarray:
-    """(L, L) intersection over union of soft masks (L, T, H, W); 0 where there is no frame or no mask."""
-    first, second = first.flatten(1).double(), second.flatten(1).double()
-    both = first @ second.T
-    either = first.square().sum(1)[:, None] + second.square().sum(1) - both
-    return (both / either.clamp(min=1e-9)).cpu().numpy()
+def _order(names: Tensor, called: Tensor) -> Tensor:
+    """For each known layer the new layer (L,) that goes on with it; (N, L) both."""
+    names = names / names.sum(1, keepdim=True).clamp(min=1e-9)
+    both = names.T @ called
+    either = names.sum(0)[:, None] + called.sum(0) - both
+    known, new = linear_sum_assignment(-(both / either.clamp(min=1e-9)).cpu().numpy())
+    return torch.from_numpy(new[np.argsort(known)]).to(called.device)
 
 
-def _decided(masks: Tensor) -> Tensor:
-    """(L, T, H, W) bool: the likeliest layer of each pixel."""
-    return masks.argmax(0) == torch.arange(len(masks), device=masks.device)[:, None, None, None]
+def _moved(points: Tensor, field: Tensor) -> Tensor:
+    """Points (2, N) one frame on, along flow (2, H, W)."""
+    return points + sample(field[None], points[None, :, None], padding="border")[0, :, 0]
 
 
-def _last_seen(masks: Tensor, known: Tensor | None) -> Tensor:
-    """(L, H, W): where each layer was when it last had a pixel; nowhere if it never had one."""
-    seen = masks.new_zeros(len(masks), *masks.shape[2:]) if known is None else known
-    for frame in _decided(masks).unbind(1):
-        there = frame.flatten(1).any(1)[:, None, None]
-        seen = torch.where(there, frame.to(masks.dtype), seen)
-    return seen
+def _one_per_pixel(points: Tensor, names: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """One point for each pixel: of several the one that was named most, and a new one where there is none."""
+    inside, pixels = _pixels(points, size)
+    points, names = points[:, inside], names[inside]
+    rank = torch.empty_like(pixels)
+    by_age = names.sum(1).argsort(stable=True)
+    rank[by_age] = torch.arange(len(pixels), device=pixels.device)
+    kept = torch.full((size[0] * size[1],), -1, device=pixels.device).scatter_reduce(0, pixels, rank, "amax")
+    there = kept >= 0
+    kept = by_age[kept[there]]
+    new_points = pixel_grid(*size, points.device).flatten(1)
+    new_names = names.new_zeros(new_points.shape[1], names.shape[1])
+    new_points[:, there], new_names[there] = points[:, kept], names[kept]
+    return new_points, new_names
+
+
+def _pixels(points: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """Which points (2, N) lie in the frame, (N,) bool, and the numbers of their pixels."""
+    column, row = points.round().long()
+    inside = (column >= 0) & (column < size[1]) & (row >= 0) & (row < size[0])
+    return inside, (row * size[1] + column)[inside]

@@ -157,8 +157,8 @@ class MotionNet(nn.Module):
             ValueError: a window that is no number of frames, and what :meth:`channels` raises.
         """
         given = {"flow": flow, "image": image, "flow_rgb": flow_rgb}
-        channels = self.channels(at_size({name: field for name, field in given.items() if field is not None},
-                                         self.config.size))                 # (T, C, h, w)
+        fields = at_size({name: field for name, field in given.items() if field is not None}, self.config.size)
+        channels = self.channels(fields)                                    # (T, C, h, w)
         length = self.config.window if window is None else window
         if length != -1 and length < 1:
             raise ValueError(f"a window has at least one frame, or is -1 for the whole clip, got {window}")
@@ -170,7 +170,8 @@ class MotionNet(nn.Module):
             pieces = (self(cut[None].to(device)).softmax(1)[0] for cut in cuts)
         else:
             pieces = iter(self(torch.stack(cuts).to(device)).softmax(1))
-        yield from link(Window(start, masks) for start, masks in zip(starts, pieces))
+        yield from link(Window(start, masks, fields["flow"][start:start + length].to(device))
+                        for start, masks in zip(starts, pieces))
 
     def channels(self, fields: Mapping[str, Tensor]) -> Tensor:
         """What the network reads of fields at its size (:func:`at_size`): (T, C, h, w).
