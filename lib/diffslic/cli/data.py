@@ -55,7 +55,7 @@ def data_split(
 def scenes(
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     layout: Annotated[str, typer.Option(help="davis or tartanair.")] = "davis",
-    preset: Annotated[str, typer.Option(help="lab, street, crowd, static, plaza; several with a plus: lab+crowd.")] = "lab",
+    preset: Annotated[str, typer.Option(help="lab, street, crowd, static or plaza; or several: lab+crowd.")] = "lab",
     n_clips: Annotated[int, typer.Option(help="How many clips.")] = 4,
     n_frames: Annotated[int, typer.Option(help="Frames per clip.")] = 8,
     size: Annotated[tuple[int, int], typer.Option(help="Rows and columns.")] = (240, 428),
