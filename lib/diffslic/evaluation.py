@@ -161,8 +161,7 @@ def _motion_rows(model: MotionNet, clip: Clip, folder: Path, selection: str, win
     masks = torch.stack(list(model.masks(**fields, window=window, low_memory=low_memory)), dim=1).cpu()  # (L, T, h, w)
     layers = torch.stack([geometry.resize(frame[None], clip.size)[0].argmax(0) for frame in masks.unbind(1)])
     pieces = [[i] for i in range(len(frames))] if model.config.window == 1 else [list(range(len(frames)))]
-    flow = fields["flow"].cpu()
-    moving = torch.cat([SELECTIONS[selection](layers[piece], flow[piece]) for piece in pieces])
+    moving = model.moving(layers, fields["flow"].cpu(), selection)
     _keep(clip, frames, masks, layers, moving, folder / clip.name, keep)
     truths = {i: truth for i, t in enumerate(frames) if (truth := labels_or_none(clip, t)) is not None}
     rows: list[dict[str, Any]] = [{"sequence": clip.name, "frame": clip.frame_name(t)} for t in frames]

@@ -126,12 +126,22 @@ class MotionNet(nn.Module):
             ValueError: unknown flow, a missing input, sizes that differ.
         """
         layers = self.layers(flow, image, flow_rgb, window, low_memory).to(flow.device)
-        select = SELECTIONS[self.config.selection]
-        if self.config.window == 1:
-            moving = torch.cat([select(frame[None], field[None]) for frame, field in zip(layers, flow)])
-        else:
-            moving = select(layers, flow)
-        return renumbered(layers, moving)
+        return renumbered(layers, self.moving(layers, flow))
+
+    def moving(self, layers: Tensor, flow: Tensor, selection: str | None = None) -> Tensor:
+        """Which layers are not the background, chosen anew in every frame where the network sees single frames.
+
+        Args:
+            layers: (T, H, W) of :meth:`layers`. flow: (T, 2, H, W) in pixels. selection: one of ``SELECTIONS``; None:
+                the network's own.
+
+        Returns:
+            (T, H, W) bool.
+        """
+        select = SELECTIONS[selection or self.config.selection]
+        if self.config.window > 1:
+            return select(layers, flow)
+        return torch.cat([select(frame[None], field[None]) for frame, field in zip(layers, flow)])
 
     def layers(self, flow: Tensor, image: Tensor | None = None, flow_rgb: Tensor | None = None,
                window: int | None = None, low_memory: bool = True) -> Tensor:
