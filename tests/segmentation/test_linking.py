@@ -68,6 +68,42 @@ def test_a_body_that_one_window_gives_to_another_layer_keeps_its_own():
     assert torch.equal(labels[19:], layers[19:])
 
 
+@pytest.mark.parametrize("n_layers", [4, 5])
+def test_bodies_that_cross_do_not_swap(n_layers):
+    """Nor does one that is hidden for a frame take the name of a layer that nothing is in."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        layers, flow = torch.zeros(30, 20, 40, dtype=torch.int64), torch.zeros(30, 2, 20, 40)
+        for t in range(30):
+            layers[t, 7:13, 30 - t:36 - t] = 2
+            layers[t, 5:15, t:t + 10] = 1                                       # in front
+            flow[t, 0] = (layers[t] == 1).float() - (layers[t] == 2).float()
+        windows = [Window(start, soft(layers[start:start + 9], n_layers)[torch.randperm(n_layers) if start else
+                                                                         torch.arange(n_layers)],
+                          flow[start:start + 9]) for start in window_starts(30, 9, 4)]
+        assert torch.equal(torch.stack(list(link(windows))).argmax(1), layers)
+
+
+@pytest.mark.parametrize("n_layers", [3, 4])
+def test_a_body_that_leaves_and_comes_back_gets_its_name_back(n_layers):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        layers, flow = torch.zeros(45, 20, 40, dtype=torch.int64), torch.zeros(45, 2, 20, 40)
+        for t in range(45):
+            left = 2 * abs(t - 22) - 30                                         # out of view from frame 12 to 32
+            layers[t, 5:15, max(0, left):max(0, left + 10)] = 1
+            flow[t, 0] = (layers[t] == 1).float() * (-2 if t < 22 else 2)
+        windows = [Window(start, soft(layers[start:start + 9], n_layers)[torch.randperm(n_layers) if start else
+                                                                         torch.arange(n_layers)],
+                          flow[start:start + 9]) for start in window_starts(45, 9, 4)]
+        assert torch.equal(torch.stack(list(link(windows))).argmax(1), layers)
+
+
+def test_unknown_flow_is_refused():
+    with pytest.raises(ValueError, match="known"):
+        list(link([Window(0, torch.rand(2, 4, 5, 6), torch.full((4, 2, 5, 6), torch.nan))]))
+
+
 def test_windows_of_one_frame_that_do_not_overlap_are_linked_by_the_flow():
     layers, flow = moving_boxes(8)
     windows = [Window(t, soft(layers[t:t + 1])[torch.randperm(3) if t else torch.arange(3)], flow[t:t + 1])

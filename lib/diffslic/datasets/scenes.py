@@ -45,7 +45,7 @@ class Scene:
     Args:
         preset: ``"lab"`` (a room, slow camera), ``"street"`` (driving between houses), ``"crowd"`` (3 to 5 bodies
             that cross), ``"static"`` (a street without moving bodies) or ``"plaza"`` (3 to 5 bodies that go to and
-            fro past one another for as long as the clip lasts, before a camera that stays).
+            fro past one another for as long as the clip lasts; the camera stays about, or follows one of them).
         n_frames: length T of the clip, at least 2.
         size: (rows, columns) of the frames.
         seed: any integer from 0; the same arguments give the same scene.

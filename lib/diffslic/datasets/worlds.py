@@ -203,7 +203,7 @@ def _path(kind: str, z: float, reach: float, n_frames: int, rng: np.random.Gener
 def _camera(n_frames: int, forward: float, roams: bool, centres: list[Tensor], rng: np.random.Generator) -> Tensor:
     """A hand-held or driven camera (T, 4, 4); most clips with bodies keep one of them in view, turning or moving.
 
-    Without ``roams`` whoever holds it stays where they are: no more than hands shake.
+    Without ``roams`` it has no course of its own: hands shake, and it may follow a body.
     """
     t = torch.arange(n_frames, dtype=torch.float32)
     velocity = torch.tensor([rng.normal(0, 0.02), rng.normal(0, 0.003), rng.normal(0, 0.3) * forward + forward],

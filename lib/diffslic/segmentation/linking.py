@@ -15,8 +15,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from diffslic.geometry import pixel_grid, sample
+from diffslic.segmentation.parametric import check_flow
 
 FADING = 0.9  # what a name of the window before counts beside one of this window
+HINT = 0.02  # of what decides only between names that the points know nothing of, or equally much
 
 
 class Window(NamedTuple):
@@ -49,27 +51,31 @@ def link(windows: Iterable[Window]) -> Iterator[Tensor]:
     each layer, those of earlier windows counting ever less. A new window's layers are assigned to the known ones by
     the Hungarian method, so that the sum of the intersections over unions of what points have been called and of where
     they lie now is largest. A body that is missed for some windows, or stands still, keeps its layer: its points go
-    on. Frames of two windows get the mean; a third window counts for half again. No more than one window's frames
-    are in memory.
+    on; but those of a body behind another go along with that. Where points know nothing, it counts which layers
+    overlap in the frames that both windows show, and what comes back is called rather by a name that was in use than
+    by one that never was. Frames of two windows get the mean; a third window counts for half again. No more than two
+    windows' frames are in memory.
 
     Args:
         windows: in the order of their starts, without gaps.
 
     Raises:
-        ValueError: a gap, a window that ends before the one before it, windows of other layers or sizes, or flow that
-            is not the masks'.
+        ValueError: a gap, a window that ends before the one before it, windows of other layers or sizes, flow that
+            is not the masks' or not known.
     """
     waiting: Tensor | None = None  # (L, T', H, W) frames that the next window may still change
     first, fields = 0, torch.empty(0)
     points, names = torch.empty(0), torch.empty(0)  # (2, N) places in frame ``first``, and (N, L) what they were called
+    in_use = torch.empty(0)  # (L,) bool: names that any point ever had
     for start, masks, flow in windows:
         size = masks.shape[-2:]
         if flow.shape != (masks.shape[1], 2, *size):
             raise ValueError(f"flow of a window must be {(masks.shape[1], 2, *size)}, got {tuple(flow.shape)}")
+        check_flow(flow, "(T, 2, H, W)")
         if waiting is None:
             points = pixel_grid(*size, masks.device).flatten(1)
             called = _called(points, masks, flow)
-            names = torch.zeros_like(called)
+            names, in_use = torch.zeros_like(called), called.any(0)
         else:
             if masks[:, :1].shape != waiting[:, :1].shape or not (
                     first <= start <= first + waiting.shape[1] <= start + masks.shape[1]):
@@ -80,13 +86,14 @@ def link(windows: Iterable[Window]) -> Iterator[Tensor]:
             for field in fields[:start - first]:
                 points = _moved(points, field)
             points, names = _one_per_pixel(points, names, size)
-            called = _called(points, masks, flow)
-            order = _order(names, called)
+            called, shared = _called(points, masks, flow), waiting.shape[1]
+            hints = _overlap(waiting, masks[:, :shared]) + in_use[:, None] * called.any(0) / 2
+            order = _order(names, called, hints)
             masks, called = masks[order], called[:, order]
-            shared = waiting.shape[1]
             masks = torch.cat([(waiting + masks[:, :shared]) / 2, masks[:, shared:]], dim=1)
         waiting, first, fields = masks, start, flow
         names = FADING * names + called
+        in_use |= called.any(0)
     if waiting is not None:
         yield from waiting.unbind(1)
 
@@ -102,13 +109,18 @@ def _called(points: Tensor, masks: Tensor, flow: Tensor) -> Tensor:
     return counts / counts.sum(1, keepdim=True).clamp(min=1)
 
 
-def _order(names: Tensor, called: Tensor) -> Tensor:
-    """For each known layer the new layer (L,) that goes on with it; (N, L) both."""
-    names = names / names.sum(1, keepdim=True).clamp(min=1e-9)
-    both = names.T @ called
-    either = names.sum(0)[:, None] + called.sum(0) - both
-    known, new = linear_sum_assignment(-(both / either.clamp(min=1e-9)).cpu().numpy())
+def _order(names: Tensor, called: Tensor, hints: Tensor) -> Tensor:
+    """For each known layer the new layer (L,) that goes on with it; (N, L) both, hints (L, L)."""
+    agreement = _overlap((names / names.sum(1, keepdim=True).clamp(min=1e-9)).T, called.T)
+    known, new = linear_sum_assignment((agreement + HINT * hints).cpu().numpy(), maximize=True)
     return torch.from_numpy(new[np.argsort(known)]).to(called.device)
+
+
+def _overlap(first: Tensor, second: Tensor) -> Tensor:
+    """Intersections over unions (L, L) of soft sets (L, ...); 0 where there is nothing."""
+    first, second = first.flatten(1).double(), second.flatten(1).double()
+    both = first @ second.T
+    return both / (first.sum(1)[:, None] + second.sum(1) - both).clamp(min=1e-9)
 
 
 def _moved(points: Tensor, field: Tensor) -> Tensor:

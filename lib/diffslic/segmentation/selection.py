@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from diffslic.segmentation.baselines import SMALLEST_MOTION
 from diffslic.segmentation.parametric import camera_motion, check_flow
 
 RIM = 0.02  # of the shorter side: how wide the rim of a frame is
@@ -32,7 +33,8 @@ def moving_layers(layers: Tensor, flow: Tensor) -> Tensor:
     the frames is background, even where a body fills more than half of them. The camera's motion is fitted to the whole
     frame (:func:`diffslic.segmentation.camera_motion`). Of the other layers the main one has the most of what this
     leaves of the flow, summed over its pixels; a layer with less than two thirds of the main one's mean is a part of
-    the background at another depth.
+    the background at another depth, and where neither it nor the background differs from the camera's motion by a tenth of a pixel, it
+    does not move.
 
     Args:
         layers: (T, H, W) integers. One choice holds for all T frames: pass single frames where layers mean nothing from
@@ -54,7 +56,9 @@ def moving_layers(layers: Tensor, flow: Tensor) -> Tensor:
         return torch.zeros_like(layers, dtype=torch.bool)
     sums = torch.stack([strength[layers == layer].sum() for layer in others])
     means = torch.stack([strength[layers == layer].mean() for layer in others])
-    keep = means >= SHARE * means[sums.argmax()]
+    # Where a body is taken for the camera's motion, it is the background that the camera's motion leaves.
+    apart = means.clamp(min=strength[layers == around].mean()) >= SMALLEST_MOTION
+    keep = apart & (means >= SHARE * means[sums.argmax()])
     return _union(layers, [layer for layer, kept in zip(others, keep.tolist()) if kept])
 
 
