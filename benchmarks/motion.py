@@ -2,11 +2,13 @@
 beside our networks, which saw no mask. Seven rows: flow magnitude and what the camera's motion leaves, both with Otsu's
 threshold, EM without a network, and each network with both rules that choose layers without looking at the truth.
 
-    python benchmarks/motion.py ROOT [--resolution 480p] [--cache cache] [--em em] [--spacetime spacetime]
+    python benchmarks/motion.py [ROOT] [--resolution 480p] [--cache cache] [--em em] [--spacetime spacetime]
+
+Without ROOT, on the reduced DAVIS of the folder that DIFFSLIC_REFERENCE names.
 """
 
 import argparse
-from dataclasses import replace
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,25 +27,33 @@ def scores(clip: Clip, networks: dict[str, MotionNet]) -> dict[str, dict[str, fl
     masks = {"flow magnitude + Otsu": pipeline.predict_from_flow(flow_magnitude_mask, clip),
              "camera residual + Otsu": pipeline.predict_from_flow(camera_residual_mask, clip),
              "EM without a network": pipeline.predict_from_flow(pipeline.em_mask, clip)}
+    flow = pipeline.motion_fields(clip, clip.frames_with("flow"))["flow"]
     for name, net in networks.items():
+        layers = net.layers(flow)
         for rule in SELECTIONS:
-            net.config = replace(net.config, selection=rule)
-            masks[f"{name}, {rule}"] = (pipeline.predict_motion(net, clip) > 0).astype(np.uint8)
+            moving = net.moving(layers, flow, rule)
+            masks[f"{name}, {rule}"] = torch.cat([moving, moving[-1:]]).byte().numpy()
     return {name: unet.score(mask, clip) for name, mask in masks.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--resolution", default="480p")
+    parser.add_argument("root", type=Path, nargs="?")
+    parser.add_argument("--resolution", default=None, help="480p if not given, and 240p without ROOT")
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     for name in ("em", "spacetime"):
         parser.add_argument(f"--{name}", default=name, help="a shipped name or a file")
     options = parser.parse_args()
+    reference = os.environ.get("DIFFSLIC_REFERENCE")
+    if options.root is None and reference is None:
+        print("nothing to measure: name the folder of DAVIS 2016, or set DIFFSLIC_REFERENCE")
+        return
+    root = options.root or Path(reference, "data", "DAVIS2016")
+    resolution = options.resolution or ("480p" if options.root else "240p")
     torch.set_num_threads(1)
     networks = {name: MotionNet.from_pretrained(getattr(options, name)) for name in ("em", "spacetime")}
-    clips = datasets.open("davis2016", root=options.root, split="dev_val", resolution=options.resolution)
-    folder = pipeline.cache_folder(options.cache, "davis2016", options.resolution, "flow")
+    clips = datasets.open("davis2016", root=root, split="dev_val", resolution=resolution)
+    folder = pipeline.cache_folder(options.cache, "davis2016", resolution, "flow")
     clips = pipeline.precompute_flow(clips, RAFT.from_pretrained("small"), folder)
     rows: dict[str, list[dict[str, float]]] = {}
     for clip in clips:

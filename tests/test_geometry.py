@@ -266,3 +266,9 @@ def test_intrinsics_follow_a_crop():
     window = g.crop_intrinsics(camera, top=7, left=11)
     difference = g.project(point, camera) - g.project(point, window)
     assert difference.flatten().tolist() == pytest.approx([11, 7], abs=1e-5)
+
+
+@pytest.mark.parametrize(("size", "other", "alike"), [((128, 224), (480, 854), True), ((480, 854), (1080, 1920), True),
+                                                      ((6, 8), (6, 9), False), ((480, 640), (480, 854), False)])
+def test_sizes_of_one_aspect(size, other, alike):
+    assert g.same_aspect(size, other) == g.same_aspect(other, size) == alike

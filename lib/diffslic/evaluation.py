@@ -18,6 +18,7 @@ from diffslic.datasets import io
 from diffslic.datasets.clip import VOID, Clip, labels_or_none
 from diffslic.datasets.composite_flow import flow_both_ways
 from diffslic.datasets.folder import image_files
+from diffslic.datasets.split import sequence_of
 from diffslic.files import written_whole
 from diffslic.segmentation import MotionNet
 from diffslic.segmentation.selection import ORACLES, SELECTIONS, renumbered
@@ -164,7 +165,7 @@ def _motion_rows(model: MotionNet, clip: Clip, folder: Path, selection: str, win
     moving = model.moving(layers, fields["flow"].cpu(), selection)
     _keep(clip, frames, masks, layers, moving, folder / clip.name, keep)
     truths = {i: truth for i, t in enumerate(frames) if (truth := labels_or_none(clip, t)) is not None}
-    rows: list[dict[str, Any]] = [{"sequence": clip.name, "frame": clip.frame_name(t)} for t in frames]
+    rows: list[dict[str, Any]] = [{"sequence": sequence_of(clip.name), "frame": clip.frame_name(t)} for t in frames]
     if not truths:
         return rows
     known = list(truths)
@@ -180,9 +181,11 @@ def _motion_rows(model: MotionNet, clip: Clip, folder: Path, selection: str, win
         seen = [i for i in piece if i in truths]
         if seen:
             truth = [bodies[i] for i in seen]
+            counted = torch.stack([counts[i] for i in seen])
+            chosen = torch.zeros_like(counted)
             for name, oracle in ORACLES.items():
-                chosen = oracle(layers[seen], torch.stack(truth))
-                best = _every_frame([mask & counts[i] for i, mask in zip(seen, chosen)], truth).j[0]
+                chosen[counted] = oracle(layers[seen][counted], torch.stack(truth)[counted])
+                best = _every_frame(list(chosen), truth).j[0]
                 for i, value in zip(seen, best):
                     rows[i][f"J oracle {name}"] = value
     return rows

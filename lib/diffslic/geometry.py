@@ -119,9 +119,9 @@ def resize_known_flow(flow: Tensor, known: Tensor, size: tuple[int, int]) -> tup
 
 
 def same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether (rows, columns) are one another's resized, but for the rounding."""
+    """Whether (rows, columns) are one another's resized, but for a few hundredths: 128 x 224 is 480 x 854."""
     rows, columns = size[0] / other[0], size[1] / other[1]
-    return abs(rows / columns - 1) < 0.01
+    return abs(rows / columns - 1) < 0.03
 
 
 def resize_intrinsics(intrinsics: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from diffslic import datasets
 from diffslic.datasets import io
-from diffslic.datasets.split import write_split
+from diffslic.datasets.split import sequence_of, write_split
 
 
 def write_clip(base: Path, name: str, n_frames: int, masks: bool = True) -> None:
@@ -53,12 +53,56 @@ def test_a_table_is_written_and_read_again(base):
     assert datasets.check("split", base) == []
 
 
+def test_a_table_of_the_annotated_frames_alone_is_a_clip_for_each_run(base):
+    write_clip(base, "cars", 8)
+    header = "Image,GtMask,Flow,Sequence"
+    rows = [row.removesuffix(f",{t}") for t, row in enumerate(rows_of("cars", 7)) if t in (0, 1, 4)]
+    first, second = datasets.open("split", root=base, file=table(base, *rows, header=header))
+    assert [(first.name, len(first)), (second.name, len(second))] == [("cars/00000", 3), ("cars/00004", 2)]
+    assert torch.equal(second.flow(0), torch.full((2, 6, 8), 4.0))
+    assert second.frame(1).mean() == pytest.approx(0.5, abs=0.01)
+    assert {sequence_of(clip.name) for clip in (first, second)} == {"cars"}
+
+
+def test_the_file_after_a_gap_is_not_the_frame_after_it(base):
+    for t in (1, 2):
+        (base / "JPEGImages" / "bear" / f"{t:05d}.png").unlink()
+        (base / "Annotations" / "bear" / f"{t:05d}.png").unlink()
+    clip, = datasets.open("split", root=base, file=table(base, *rows_of("bear", 1)))
+    assert len(clip) == 2
+    with pytest.raises(LookupError):
+        clip.frame(1)
+
+
+def test_folders_of_the_same_name_are_not_one_sequence(base):
+    for scene in ("0000", "0001"):
+        io.write_flo(base / scene / "left" / "OpticalFlow_0006.flo", torch.zeros(2, 6, 8))
+    path = table(base, "0000/left/OpticalFlow_0006.flo", "0001/left/OpticalFlow_0006.flo", header="Flow")
+    assert [clip.name for clip in datasets.open("split", root=base, file=path)] == ["0000/left", "0001/left"]
+
+
+def test_pictures_of_another_size_are_brought_to_that_of_the_masks(base):
+    io.write_image(base / "JPEGImages" / "bear" / "00000.png", torch.rand(3, 12, 16))
+    clip, = datasets.open("split", root=base, file=table(base, *rows_of("bear", 3)))
+    assert clip.frame(0).shape == (3, 6, 8)
+
+
 def test_flow_of_another_size_is_brought_to_that_of_the_masks(base):
     for t in range(3):
         io.write_flo(base / "Flow" / "bear" / f"{t:05d}.flo", torch.full((2, 3, 4), float(t)))
     clip, = datasets.open("split", root=base, file=table(base, *rows_of("bear", 3)))
     assert clip.size == clip.labels(0).shape == (6, 8)
     torch.testing.assert_close(clip.flow(2), torch.full((2, 6, 8), 4.0))  # the vectors grow with it
+
+
+def test_flow_that_is_not_known_everywhere_is_so_after_resizing(base):
+    flow = torch.arange(2 * 12 * 16).reshape(2, 12, 16).float()
+    flow[:, :2, :2] = torch.inf
+    io.write_flo(base / "Flow" / "bear" / "00000.flo", flow)
+    clip, = datasets.open("split", root=base, file=table(base, *rows_of("bear", 3)))
+    assert clip.flow(0)[:, 0, 0].isnan().all()
+    torch.testing.assert_close(clip.flow(0)[:, 2:-1, 2:-1],
+                               (flow.unfold(1, 2, 2).unfold(2, 2, 2).mean((3, 4)) / 2)[:, 2:-1, 2:-1])
 
 
 def test_flow_of_another_aspect_is_refused(base):

@@ -6,7 +6,7 @@ import torch
 
 from diffslic import datasets, geometry, pipeline
 from diffslic.recipes import motion
-from diffslic.segmentation import MotionNet, MotionNetConfig, coherence_loss, fit_spacetime, spacetime_flow
+from diffslic.segmentation import MotionNet, MotionNetConfig
 
 SIZE = (48, 64)
 SMALL = {"size": (32, 40), "widths": (8, 8, 16), "n_layers": 3}
@@ -107,14 +107,22 @@ def test_the_strength_of_global_motion_acts(strength):
     assert share == pytest.approx(motion.STRENGTHS[strength] / 2, rel=0.15)
 
 
-def test_global_motion_is_one_motion_of_the_loss():
-    """A layer that is everything explains it, so a loss of the same model does not see it."""
-    added = motion.global_motion(torch.randn(7, 2, 24, 32), 2.0, np.random.default_rng(1)).transpose(0, 1)[None]
-    theta = fit_spacetime(added, torch.ones(1, 1, 7, 24, 32))
-    fitted = spacetime_flow(theta, 7, (24, 32))[:, 0]
-    torch.testing.assert_close(fitted.to(added), added, rtol=0, atol=1e-3)
-    one = added[:, :, 3]
-    assert coherence_loss(torch.ones(1, 1, 24, 32), one, normalised=True) < 1e-3
+@pytest.mark.parametrize("changes", [{}, {"model": "affine"}, {"model": "constant"}, {"spacing": 5},
+                                     {"published": True}])
+@pytest.mark.parametrize("inner", [slice(None), slice(2, 9)])
+def test_global_motion_is_one_motion_of_the_loss(changes, inner):
+    """A layer that is everything explains it, so the loss does not see it, whatever the network reads around it."""
+    loss = motion.Loss(consistency=0, entropy=0, **changes)
+    added = motion.global_motion(torch.randn(11, 2, 24, 32), 2.0, np.random.default_rng(1), loss, inner)[inner]
+    assert loss(torch.ones(1, 1, len(added), 24, 32), added.transpose(0, 1)[None]) < 1e-4
+    assert loss(torch.ones(1, 1, 1, 24, 32), added[3:4].transpose(0, 1)[None]) < 1e-4
+
+
+def test_noise_and_nothing_leave_pictures_as_they_are():
+    inputs, rng = ("image", "flow", "flow_rgb-1"), np.random.default_rng(0)
+    changed = motion.perturbed(torch.ones(5, 8, 6, 6), motion.Augmentation(noise=0.5, null=1.0), rng, inputs)
+    assert (changed[:, [0, 1, 2, 5, 6, 7]] == 1).all()
+    assert changed[:, 3:5].flatten(1).abs().sum(1).eq(0).sum() == 1
 
 
 def test_other_changes_act(clips):

@@ -285,3 +285,16 @@ def test_masks_and_weights_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match="flow must be"):
         coherence_loss(torch.ones(1, 1, 8, 8), torch.zeros(4))
     assert coherence_loss(torch.ones(1, 1, 8, 8, dtype=torch.float64), flow) == 0
+
+
+@pytest.mark.parametrize("known", [torch.ones(1, 8, 9).bool(), torch.ones(1, 8, 10), torch.ones(8, 10).bool()])
+def test_what_is_known_must_be_of_the_flow(known):
+    with pytest.raises(ValueError, match="known must be"):
+        coherence_loss(torch.ones(1, 1, 8, 10), torch.zeros(1, 2, 8, 10), known=known)
+
+
+def test_masks_of_half_precision_sum_to_one_but_for_their_rounding():
+    masks = torch.randn(1, 4, 16, 20).bfloat16().softmax(1)
+    assert coherence_loss(masks, torch.randn(1, 2, 16, 20)).isfinite().all()
+    with pytest.raises(ValueError, match="sum to one"):
+        coherence_loss(masks / 2, torch.randn(1, 2, 16, 20))

@@ -141,3 +141,10 @@ def test_place_codes_differ_everywhere():
 def test_networks_are_far_below_the_published_sizes():
     for window in (1, 9):
         assert sum(p.numel() for p in MotionNet(MotionNetConfig(window=window)).parameters()) < 2_000_000
+
+
+def test_masks_are_not_made_of_unknown_flow_or_images_of_another_size():
+    with pytest.raises(ValueError, match="known"):
+        next(net().masks(torch.full((3, 2, 60, 100), 1e9)))  # which resizing would bring below
+    with pytest.raises(ValueError, match="image must be"):
+        net(inputs=("flow", "image")).segment(torch.zeros(3, 2, 60, 100), image=torch.zeros(3, 3, 7, 9))

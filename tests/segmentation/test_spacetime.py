@@ -131,3 +131,11 @@ def test_bad_input_is_refused(change: dict, reason: str) -> None:
     arguments = {"masks": torch.ones(1, 1, 3, 4, 5), "flow": torch.zeros(1, 2, 3, 4, 5)} | change
     with pytest.raises(ValueError, match=reason):
         spacetime_loss(**arguments)
+
+
+@pytest.mark.parametrize("flow", [torch.zeros(4), torch.full((1, 2, 3, 6, 8), torch.nan), torch.zeros(1, 2, 3, 6, 9)])
+def test_flow_that_is_none_of_the_masks_is_refused(flow):
+    masks = torch.ones(1, 1, 3, 6, 8)
+    for function in (spacetime_loss, temporal_consistency):
+        with pytest.raises(ValueError, match="must be"):
+            function(masks, flow)

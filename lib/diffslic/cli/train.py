@@ -44,7 +44,8 @@ Normalised = Annotated[bool, typer.Option(help="Count in units of the frame's me
 Entropy = Annotated[float, typer.Option(help="Weight of the entropy.")]
 GlobalMotion = Annotated[str, typer.Option(help="Strength of added camera motion: none, light, medium or strong.")]
 Crop = Annotated[int | None, typer.Option(help="Side of square crops, in pixels of the network.")]
-Noise = Annotated[float, typer.Option(help="Deviation of noise on the input, in units of the flow's strength.")]
+Noise = Annotated[float, typer.Option(help="Deviation of noise on the flow that is read, in units of its strength.")]
+Null = Annotated[float, typer.Option(help="Share of windows in which the flow that is read of a frame is nothing.")]
 Selection = Annotated[str, typer.Option(help="Which layers move: largest or moving.")]
 
 train_app = typer.Typer(help="Train a network; a stopped run goes on where it was.", rich_markup_mode=None)
@@ -166,7 +167,7 @@ def train_em(
     layers: Layers = 4, inputs: MotionInputs = "residual,flow", widths: MotionWidths = "16,32,64,128,128",
     image_size: ImageSize = (128, 224), model: MotionModel = "quadratic", distance: Distance = "l1",
     fit: Fit = "ls", normalised: Normalised = True, entropy: Entropy = 0.02, global_motion: GlobalMotion = "light",
-    crop: Crop = None, noise: Noise = 0.0, selection: Selection = "moving",
+    crop: Crop = None, noise: Noise = 0.0, null: Null = 0.0, selection: Selection = "moving",
     start: Start = None, steps: Steps = 3000, batch_size: Batch = 8, rate: Rate = 1e-3, seed: Seed = 4,
     device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true", workers: Workers = 1,
     logger: Logger = None, as_json: Json = False,
@@ -178,7 +179,7 @@ def train_em(
     config = {"window": 1, "n_layers": layers, "inputs": inputs.split(","), "selection": selection,
               "widths": [int(width) for width in widths.split(",")], "size": image_size}
     loss = {"model": model, "distance": distance, "fit": fit, "normalised": normalised, "entropy": entropy}
-    augmentation = {"global_motion": global_motion, "crop": crop, "noise": noise}
+    augmentation = {"global_motion": global_motion, "crop": crop, "noise": noise, "null": null}
     _train_motion(out, dataset, root, file, resolution, cache, n_clips, config, loss, augmentation, as_json,
                   start=start, steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed,
                   **_how(device, devices, precision, workers, logger, out, as_json))
@@ -201,9 +202,7 @@ def train_spacetime(
     global_motion: GlobalMotion = "light",
     temporal_scale: Annotated[str, typer.Option(help="Speed changes over a window: none, light, medium or "
                                                      "strong.")] = "none",
-    crop: Crop = None, noise: Noise = 0.0,
-    null: Annotated[float, typer.Option(help="Share of windows in which a frame's input is nothing.")] = 0.0,
-    selection: Selection = "moving",
+    crop: Crop = None, noise: Noise = 0.0, null: Null = 0.0, selection: Selection = "moving",
     start: Start = None, steps: Steps = 1500, batch_size: Batch = 2, rate: Rate = 1e-3, seed: Seed = 4,
     device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true", workers: Workers = 1,
     logger: Logger = None, as_json: Json = False,

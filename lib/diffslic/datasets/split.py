@@ -10,12 +10,14 @@ as they are. A row is a frame and the flow that leaves it:
 ``GtMask``           optional, blank where a frame has none
 ``FlowRGB``          optional, the flow as a picture
 ``Sequence``         optional, the clip; without it, the folder of the flow file
-``Sequence_Index``   optional, the number of the frame; without it, rows count in their order
+``Sequence_Index``   optional, the number of the frame; without it, that in the name of its file
 ===================  ==================================================================================================
 
 Other columns are of no account. The last frame of a sequence has no flow and is usually not listed: it is found in the
-folder of the images where they are in order there, and is otherwise a frame without image. A sequence has the size of
-its masks (without them, of its images): flow of another size and the same aspect is resized, vectors and all.
+folder of the images where they are in order there, and is otherwise a frame without image. Where frames are left out,
+as in tables of the annotated ones only, each run of consecutive frames is a clip, ``SEQUENCE/FRAME``. A sequence has
+the size of its masks (without them, of its images): flow, vectors and all, and images of another size and the same
+aspect are resized.
 """
 
 import re
@@ -33,7 +35,7 @@ from diffslic.datasets.folder import image_files
 from diffslic.datasets.io import check_size, image_size, read_flow, read_image, read_labels
 from diffslic.datasets.problems import problems_of
 from diffslic.files import written_whole
-from diffslic.geometry import resize_known_flow, same_aspect
+from diffslic.geometry import resize, resize_known_flow, same_aspect
 
 KINDS = {"Flow": "flow", "Image": "frame", "GtMask": "labels", "FlowRGB": "flow_rgb"}
 PARTS = ("train", "val", "test")
@@ -51,7 +53,7 @@ class _Sequence:
 
 def clips(root: str | Path, file: str | Path, split: str | None = None,
           sequences: Sequence[str] | None = None) -> list[Clip]:
-    """One clip per sequence of a DataSplit, in the order of the file.
+    """One clip per sequence of a DataSplit, in the order of the file; several where it leaves out frames in between.
 
     Args:
         root: the base folder of the paths in the table.
@@ -67,7 +69,12 @@ def clips(root: str | Path, file: str | Path, split: str | None = None,
     unknown = sorted(set(sequences or ()) - set(found))
     if unknown:
         raise ValueError(f"{file}: no sequence {unknown[0]!r}, it has {', '.join(list(found)[:10])}")
-    return [_clip(sequence) for name, sequence in found.items() if sequences is None or name in sequences]
+    return [_clip(part) for name, parts in found.items() if sequences is None or name in sequences for part in parts]
+
+
+def sequence_of(clip_name: str) -> str:
+    """The sequence of a clip, which has parts where a table leaves frames out: "bear01" of "bear01/00020"."""
+    return re.sub(r"/\d{5,}$", "", clip_name)
 
 
 def problems(root: str | Path, deep: bool) -> Iterator[str]:
@@ -85,7 +92,7 @@ def problems(root: str | Path, deep: bool) -> Iterator[str]:
         except (OSError, ValueError) as error:
             yield str(error)
             continue
-        yield from problems_of([partial(_clip, sequence) for sequence in found.values()], deep)
+        yield from problems_of([partial(_clip, part) for parts in found.values() for part in parts], deep)
 
 
 def write_split(path: str | Path, root: str | Path, images: str, flows: str, masks: str | None = None) -> int:
@@ -105,8 +112,8 @@ def write_split(path: str | Path, root: str | Path, images: str, flows: str, mas
     """
     root = Path(root)
     for pattern in (images, flows, masks):
-        if pattern is not None and Path(pattern).is_absolute():
-            raise ValueError(f"folders are named from {root} on, got {pattern!r}")
+        if pattern is not None and (Path(pattern).is_absolute() or pattern.count("*") > 1):
+            raise ValueError(f"folders are named from {root} on, with one * at most, got {pattern!r}")
     if any(("*" in other) != ("*" in images) for other in (flows, masks) if other is not None):
         raise ValueError(f"the sequence's * belongs into all patterns or none, got {images!r}, {flows!r}, {masks!r}")
     folders = sorted(folder for folder in root.glob(images) if folder.is_dir())
@@ -172,8 +179,8 @@ def _table_path(file: str | Path, split: str | None) -> Path:
     return path
 
 
-def _read(root: Path, path: Path) -> dict[str, _Sequence]:
-    """Sequences by name."""
+def _read(root: Path, path: Path) -> dict[str, list[_Sequence]]:
+    """Sequences by name, each in parts without gaps."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -183,12 +190,13 @@ def _read(root: Path, path: Path) -> dict[str, _Sequence]:
     if "Flow" not in used:
         raise ValueError(f"{path}: a DataSplit needs the column Flow, it has {', '.join(table.columns) or 'none'}")
     found: dict[str, _Sequence] = {}
+    names = _folder_names({Path(file).parent for file in table["Flow"] if file})
     for line, row in enumerate(table.to_dict("records"), 2):  # the header is line 1
-        name = row.get("Sequence") or Path(row["Flow"]).parent.name
+        name = row.get("Sequence") or names.get(Path(row["Flow"]).parent, "")
         if not name:
             raise ValueError(f"{path}, row {line}: neither a Sequence nor a Flow in a folder that could name it")
         sequence = found.setdefault(name, _Sequence(name))
-        index = _index(path, line, row.get("Sequence_Index", ""), len(sequence.rows))
+        index = _index(path, line, row, max(sequence.rows, default=-1) + 1)
         if index in sequence.rows:
             raise ValueError(f"{path}, row {line}: frame {index} of {name!r} is in row {sequence.rows[index]} already")
         sequence.rows[index] = line
@@ -201,11 +209,17 @@ def _read(root: Path, path: Path) -> dict[str, _Sequence]:
                                  f"has {sequence.files[kind][index + shift]}")
             if not file.is_file():
                 raise FileNotFoundError(f"{path}, row {line}: no file {file}, which {column} names")
-    for sequence in found.values():
-        _check(path, sequence)
     if not found:
         raise ValueError(f"{path}: a table without rows")
-    return found
+    return {name: _parts(path, sequence) for name, sequence in found.items()}
+
+
+def _folder_names(folders: Collection[Path]) -> dict[Path, str]:
+    """Their last parts, as many as it takes to tell them apart: left, or 0000/into_future/left beside 0001/..."""
+    depth = 1
+    while len({folder.parts[-depth:] for folder in folders}) < len(folders):
+        depth += 1
+    return {folder: "/".join(folder.parts[-depth:]) for folder in folders}
 
 
 def _place(column: str) -> tuple[str, int] | None:
@@ -214,9 +228,14 @@ def _place(column: str) -> tuple[str, int] | None:
     return (match.group(1), int(match.group(2) or 0)) if match else None
 
 
-def _index(path: Path, line: int, text: str, count: int) -> int:
+def _index(path: Path, line: int, row: Mapping[str, str], following: int) -> int:
+    """The frame of a row: its Sequence_Index, or else the number in the names of its files, or else the next one."""
+    text = row.get("Sequence_Index", "")
+    if not text:
+        number = _number(Path(row["Flow"] or row.get("Image", "")))
+        return following if number is None else max(number, following)
     try:
-        number = float(text) if text else float(count)  # pandas writes whole numbers beside blanks as 3.0
+        number = float(text)  # pandas writes whole numbers beside blanks as 3.0
         if not number.is_integer():
             raise ValueError
         return int(number)
@@ -224,17 +243,25 @@ def _index(path: Path, line: int, text: str, count: int) -> int:
         raise ValueError(f"{path}, row {line}: Sequence_Index must be a whole number, got {text!r}") from None
 
 
-def _check(path: Path, sequence: _Sequence) -> None:
-    """Flow without gaps, from the first frame to the last but one."""
+def _parts(path: Path, sequence: _Sequence) -> list[_Sequence]:
+    """The runs of consecutive frames that have flow, each a clip with the frame after it."""
     flows = sorted(sequence.files["Flow"])
     if not flows:
         raise ValueError(f"{path}: sequence {sequence.name!r} has no flow")
-    first, last = min([*sequence.rows, *flows]), flows[-1]
-    missing = sorted(set(range(first, last + 1)) - set(flows))
-    if missing:
-        row = f", row {sequence.rows[missing[0]]}" if missing[0] in sequence.rows else ""
-        raise ValueError(f"{path}{row}: frame {missing[0]} of {sequence.name!r} has no flow, those before and after it "
-                         "have")
+    for frame in sorted(sequence.rows):
+        if frame not in sequence.files["Flow"] and frame < flows[-1]:
+            raise ValueError(f"{path}, row {sequence.rows[frame]}: frame {frame} of {sequence.name!r} has no flow, one "
+                             "after it has")
+    starts = [frame for frame in flows if frame - 1 not in sequence.files["Flow"]]
+    if len(starts) == 1:
+        return [sequence]
+    ends = [*starts[1:], flows[-1] + 2]
+    return [_Sequence(f"{sequence.name}/{start:05d}",
+                      {column: {frame: file for frame, file in files.items()
+                                if start <= frame < end and (frame in sequence.files["Flow"]
+                                                             or frame - 1 in sequence.files["Flow"])}
+                       for column, files in sequence.files.items()})
+            for start, end in zip(starts, ends)]
 
 
 def _clip(sequence: _Sequence) -> Clip:
@@ -245,7 +272,8 @@ def _clip(sequence: _Sequence) -> Clip:
         if last not in files[column] and beside is not None:
             files[column][last] = beside
     size = _size(files)
-    read = {"Flow": partial(_flow, size=size), "Image": read_image, "GtMask": _mask, "FlowRGB": read_image}
+    read = {"Flow": partial(_flow, size=size), "Image": partial(_image, size=size), "GtMask": _mask,
+            "FlowRGB": partial(_image, size=size)}
     readers: dict[str, Reader] = {
         kind: partial(_read_file, read[column], files[column], first, sequence.name, size)
         for column, kind in KINDS.items() if files[column]}
@@ -256,12 +284,12 @@ def _clip(sequence: _Sequence) -> Clip:
 
 
 def _after(path: Path | None) -> Path | None:
-    """The file after this one in its folder, as people count."""
+    """The file after this one in its folder, as people count; None where the numbers say that it is a later one."""
     if path is None:
         return None
-    beside = image_files(path.parent)
+    beside, number = image_files(path.parent), _number(path)
     place = beside.index(path) + 1 if path in beside else len(beside)
-    return beside[place] if place < len(beside) else None
+    return beside[place] if place < len(beside) and (number is None or _number(beside[place]) == number + 1) else None
 
 
 def _size(files: Mapping[str, Mapping[int, Path]]) -> tuple[int, int]:
@@ -287,6 +315,12 @@ def _flow(path: Path, size: tuple[int, int]) -> Tensor:
     if flow.shape[1:] != size and same_aspect(tuple(flow.shape[1:]), size):
         flow, known = (values[0] for values in resize_known_flow(flow[None], known[None], size))
     return flow.where(known, torch.nan)
+
+
+def _image(path: Path, size: tuple[int, int]) -> Tensor:
+    """An image or a picture of flow (3, H, W), of ``size`` where it has this aspect."""
+    image = read_image(path)
+    return resize(image[None], size)[0] if same_aspect(tuple(image.shape[1:]), size) else image
 
 
 def _mask(path: Path) -> Tensor:

@@ -49,9 +49,11 @@ def predict_motion(model: MotionNet, clip: Clip, window: int | None = None, repe
     """
     fields = motion_fields(clip, clip.frames_with("flow"), model.config.fields)
     last = len(clip) - 1
-    seen = not repeat_last and clip.has("backward_flow") and set(fields) == {"flow"}
+    seen = not repeat_last and clip.has("backward_flow")
     if seen:
-        fields["flow"] = torch.cat([fields["flow"], -clip.backward_flow(last)[None]])
+        flow = -clip.backward_flow(last)
+        of_last = {"flow": lambda: flow, "image": lambda: clip.frame(last), "flow_rgb": lambda: painted(flow)}
+        fields = {name: torch.cat([field, of_last[name]()[None]]) for name, field in fields.items()}
     device = device_of(model)
     labels = model.segment(**{name: field.to(device) for name, field in fields.items()}, window=window)
     labels = labels if seen else torch.cat([labels, labels[-1:]])

@@ -29,7 +29,7 @@ from diffslic.segmentation import (
     spline_basis,
     temporal_consistency,
 )
-from diffslic.segmentation.motionnet import at_size
+from diffslic.segmentation.motionnet import CHANNELS, at_size, parse_input
 from diffslic.segmentation.parametric import FITS, check_distance, check_model
 from diffslic.segmentation.spacetime import SPACING, entropy, potts
 
@@ -86,8 +86,8 @@ class Augmentation:
     global_motion: str = "light"    # strength of an added parametric motion of the whole frame: see ``STRENGTHS``
     temporal_scale: str = "none"    # how much faster one end of a window moves: see ``SCALES``
     crop: int | None = None         # side of square crops, in pixels of the network's size
-    noise: float = 0.0              # deviation of noise on the input, in units of the flow's strength
-    null: float = 0.0               # share of windows in which the input of one frame is nothing at all
+    noise: float = 0.0              # deviation of noise on the flow that is read, in units of its strength
+    null: float = 0.0               # share of windows in which the flow that is read of one frame is nothing at all
 
     def __post_init__(self) -> None:
         for name, known in (("global_motion", STRENGTHS), ("temporal_scale", SCALES)):
@@ -102,12 +102,13 @@ class Windows:
 
     Args:
         clips: with flow, and images where the network reads them. model: whose configuration says what it reads.
-        seed: of everything random.
+        seed: of everything random. loss: which motions it explains, those that augmentation may add.
     """
 
     def __init__(self, clips: Sequence[Clip], model: MotionNet, augmentation: Augmentation, batch_size: int,
-                 seed: int) -> None:
+                 seed: int, loss: Loss = Loss()) -> None:
         self.config, self.augmentation, self.batch_size, self.seed = model.config, augmentation, batch_size, seed
+        self.loss = loss
         self._channels = model.channels
         window = model.config.window
         self.starts = [len(clip) - window for clip in clips]  # how many windows each clip has
@@ -138,9 +139,9 @@ class Windows:
                                           self.starts[clip] + self.config.window - 1)
         frames = [self._read(clip, t) for t in numbers]
         fields = {name: torch.cat([frame[name] for frame in frames]).float() for name in frames[0]}
-        fields = augmented(fields, self.augmentation, rng)
+        fields = augmented(fields, self.augmentation, rng, self.loss, inner)
         with torch.no_grad():
-            channels = perturbed(self._channels(fields)[inner], self.augmentation, rng)
+            channels = perturbed(self._channels(fields)[inner], self.augmentation, rng, self.config.inputs)
         return {"input": channels.transpose(0, 1), "flow": fields["flow"][inner].transpose(0, 1)}
 
 
@@ -156,28 +157,39 @@ def _fields(clip: Clip, frames: Sequence[int], config: MotionNetConfig) -> dict[
     return at_size(pipeline.motion_fields(clip, frames, config.fields), config.size)
 
 
-def augmented(fields: dict[str, Tensor], how: Augmentation, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Fields of a window (T, C, h, w), mirrored at random, cut, and with the motion of another camera."""
+def augmented(fields: dict[str, Tensor], how: Augmentation, rng: np.random.Generator, loss: Loss = Loss(),
+              inner: slice = slice(None)) -> dict[str, Tensor]:
+    """Fields of a window (T, C, h, w), mirrored at random, cut, and with the motion of another camera.
+
+    See :func:`global_motion` for ``loss`` and ``inner``.
+    """
     size = fields["flow"].shape[-2:]
     mirror = rng.random() < 0.5, False
     window = augment.crop_window(tuple(size), (how.crop or size[0], how.crop or size[1]), rng)
     fields = {name: (augment.flip_flow if name == "flow" else augment.flip_image)(field[..., *window], *mirror)
               for name, field in fields.items()}
     flow = scaled_in_time(fields["flow"], SCALES[how.temporal_scale], rng)
-    fields["flow"] = flow + global_motion(flow, STRENGTHS[how.global_motion], rng)
+    fields["flow"] = flow + global_motion(flow, STRENGTHS[how.global_motion], rng, loss, inner)
     if "flow_rgb" in fields:  # a picture of the flow that it was
         fields["flow_rgb"] = torch.stack([pipeline.painted(frame) for frame in fields["flow"]])
     return fields
 
 
-def global_motion(flow: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """A random quadratic motion of the whole frame that changes smoothly over the window: (T, 2, h, w).
+def global_motion(flow: Tensor, strength: float, rng: np.random.Generator, loss: Loss = Loss(),
+                  inner: slice = slice(None)) -> Tensor:
+    """A random motion of the whole frame that changes smoothly over the window: (T, 2, h, w).
 
-    Its mean length is a random share of ``strength`` times the flow's. A loss of the same model does not see it, so
-    that what the network learns from it is to look through the camera's motion.
+    It is one of those that a layer may have by ``loss``, which therefore does not see it: what the network learns from
+    it is to look through the camera's motion. Its mean length is a random share of ``strength`` times the flow's.
+
+    Args:
+        flow: (T, 2, h, w) in pixels. inner: the frames that the loss is of; those around them, which a network may
+            read beside, move as the nearest of these.
     """
-    n_frames, _, height, width = flow.shape
-    splines, basis = spline_basis(n_frames), motion_basis(height, width)
+    frames = np.arange(len(flow))
+    numbers = torch.from_numpy(frames.clip(frames[inner][0], frames[inner][-1]) - frames[inner][0])
+    splines = spline_basis(len(frames[inner]), loss.spacing, loss.published)[numbers]       # (T, K)
+    basis = motion_basis(*flow.shape[-2:], loss.model)
     theta = torch.from_numpy(rng.uniform(-1, 1, (splines.shape[1], 2, len(basis))))
     motion = torch.einsum("tk,kcf,fhw->tchw", splines, theta, basis).to(flow)
     length = flow.norm(dim=1).mean() / motion.norm(dim=1).mean().clamp(min=1e-6)
@@ -190,12 +202,15 @@ def scaled_in_time(flow: Tensor, most: float, rng: np.random.Generator) -> Tenso
     return flow * (factors if rng.random() < 0.5 else factors.flip(0)).to(flow)[:, None, None, None]
 
 
-def perturbed(channels: Tensor, how: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Network input (T, C, h, w) with noise, and at times with nothing in one of its frames."""
+def perturbed(channels: Tensor, how: Augmentation, rng: np.random.Generator,
+              inputs: Sequence[str] = SPACETIME.inputs) -> Tensor:
+    """Network input (T, C, h, w) whose channels of flow get noise, and at times are nothing in one of the frames."""
+    names = [parse_input(spec)[0] for spec in inputs]
+    of_flow = torch.tensor([name in ("residual", "flow") for name in names for _ in range(CHANNELS[name])])
     noise = torch.from_numpy(rng.standard_normal(channels.shape, dtype=np.float32)).to(channels)
-    channels = channels + how.noise * noise
+    channels = channels + how.noise * noise * of_flow[:, None, None]
     if rng.random() < how.null:
-        channels[int(rng.integers(len(channels)))] = 0
+        channels[int(rng.integers(len(channels))), of_flow] = 0
     return channels
 
 
@@ -220,7 +235,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     model = MotionNet(config) if start is None else MotionNet.from_pretrained(start).train()
     if (model.config.window == 1) != (config.window == 1):
         raise ValueError(f"{start} sees {model.config.window} frames at once, asked was for {config.window}")
-    samples = Windows(clips, model, augmentation, batch_size, seed)
+    samples = Windows(clips, model, augmentation, batch_size, seed, loss)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
     def batch_loss(network: nn.Module, batch: training.Batch) -> Tensor:

@@ -173,10 +173,14 @@ def evaluate(model: UNet, clips: Sequence[Clip]) -> dict[str, float]:
 
 
 def score(masks: np.ndarray, clip: Clip) -> dict[str, float]:
-    """DAVIS 2016 figures of masks (T, H, W) against the clip's labels, where it has some, all objects together."""
+    """DAVIS 2016 figures of masks (T, H, W) against the clip's labels, where it has some, all objects together.
+
+    Void pixels count as background of both.
+    """
     truths = {t: labels for t in range(len(clip)) if (labels := labels_or_none(clip, t)) is not None}
-    truth = np.stack([(labels > 0).numpy() for labels in truths.values()]).astype(np.uint8)
-    return metrics.davis(masks[list(truths)], truth, protocol="davis2016").summary()
+    labels = np.stack([labels.numpy() for labels in truths.values()])
+    counts = labels != VOID
+    return metrics.davis(masks[list(truths)] * counts, (labels > 0) & counts, protocol="davis2016").summary()
 
 
 def table(scores: Mapping[str, Sequence[dict[str, float]]]) -> pd.DataFrame:

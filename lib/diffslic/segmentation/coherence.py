@@ -38,6 +38,9 @@ def coherence_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", distan
             unknown model, fit or distance.
     """
     if known is not None:
+        if known.dtype != torch.bool or flow.ndim != 4 or known.shape != flow[:, 0].shape:
+            raise ValueError(f"known must be (B, H, W) bool of the flow's size {tuple(flow.shape)}, got {known.dtype} "
+                             f"of shape {tuple(known.shape)}")
         flow = flow.where(known[:, None], 0)
     check_flow(flow)
     check_masks(masks, flow[:, None, 0])
@@ -61,5 +64,6 @@ def check_masks(masks: Tensor, field: Tensor) -> None:
     """Refuse masks (B, L, ...) that are not of the size of ``field`` (B, 1, ...) or do not sum to one over L."""
     if masks.ndim != field.ndim or masks[:, :1].shape != field.shape:
         raise ValueError(f"masks must be (B, L, ...) of the flow's size {tuple(field.shape)}, got {tuple(masks.shape)}")
-    if not ((masks.detach().sum(1) - 1).abs().max() < 1e-3 and masks.detach().min() >= 0):
+    rounding = max(1e-3, torch.finfo(masks.dtype).eps * masks.shape[1])
+    if not ((masks.detach().double().sum(1) - 1).abs().max() < rounding and masks.detach().min() >= 0):
         raise ValueError("masks must lie in [0, 1] and sum to one over the layers, as a softmax does")

@@ -119,8 +119,7 @@ class MotionNet(nn.Module):
 
         Returns:
             (T, H, W) int64: 0 background, others the layers that move, numbered from 1. The same number is the same
-            layer in all frames; of a network that sees single frames only as far as layers overlap from one to the
-            next.
+            layer in all frames, as far as windows can be linked.
 
         Raises:
             ValueError: unknown flow, a missing input, sizes that differ.
@@ -149,10 +148,9 @@ class MotionNet(nn.Module):
 
         Args:
             window: frames seen at once; None: as the network was trained, -1: the whole clip. Consecutive windows
-                overlap by half and are linked (:func:`diffslic.segmentation.link`).
+                overlap by half, those of one frame not at all, and are linked (:func:`diffslic.segmentation.link`).
             low_memory: window after window, or all of them as one batch; the result is the same.
         """
-        check_flow(flow, "(T, 2, H, W)")
         size = flow.shape[-2:]
         labels = [geometry.resize(masks[None], size)[0].argmax(0)
                   for masks in self.masks(flow, image, flow_rgb, window, low_memory)]
@@ -164,10 +162,17 @@ class MotionNet(nn.Module):
         """Soft masks (L, h, w) frame by frame at the network's size, in one order; arguments as of :meth:`layers`.
 
         Raises:
-            ValueError: a window that is no number of frames, and what :meth:`channels` raises.
+            ValueError: a window that is no number of frames, flow that is not known, sizes that differ, and what
+                :meth:`channels` raises.
         """
-        given = {"flow": flow, "image": image, "flow_rgb": flow_rgb}
-        fields = at_size({name: field for name, field in given.items() if field is not None}, self.config.size)
+        check_flow(flow, "(T, 2, H, W)")
+        given = {name: field for name, field in (("flow", flow), ("image", image), ("flow_rgb", flow_rgb))
+                 if field is not None}
+        for name, field in given.items():
+            if field.ndim != 4 or field.shape[-2:] != flow.shape[-2:]:
+                raise ValueError(f"{name} must be (T, C, H, W) of the flow's size {tuple(flow.shape)}, got "
+                                 f"{tuple(field.shape)}")
+        fields = at_size(given, self.config.size)
         channels = self.channels(fields)                                    # (T, C, h, w)
         length = self.config.window if window is None else window
         if length != -1 and length < 1:

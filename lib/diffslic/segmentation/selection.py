@@ -33,8 +33,8 @@ def moving_layers(layers: Tensor, flow: Tensor) -> Tensor:
     the frames is background, even where a body fills more than half of them. The camera's motion is fitted to the whole
     frame (:func:`diffslic.segmentation.camera_motion`). Of the other layers the main one has the most of what this
     leaves of the flow, summed over its pixels; a layer with less than two thirds of the main one's mean is a part of
-    the background at another depth, and where neither it nor the background differs from the camera's motion by a tenth of a pixel, it
-    does not move.
+    the background at another depth, and where neither it nor the background differs from the camera's motion by a
+    tenth of a pixel, it does not move.
 
     Args:
         layers: (T, H, W) integers. One choice holds for all T frames: pass single frames where layers mean nothing from
@@ -66,7 +66,7 @@ SELECTIONS = {"largest": all_but_largest, "moving": moving_layers}
 
 
 def oracle_fair(layers: Tensor, truth: Tensor) -> Tensor:
-    """Oracle: every layer more than half of which truly moves. (T, H, W) layers and truth (T, H, W) bool to bool."""
+    """Oracle: every layer more than half of which truly moves. Layers and truth, bool, of one shape, to bool of it."""
     return _union(layers, [layer for layer in _layers(layers) if truth[layers == layer].float().mean() > 0.5])
 
 

@@ -135,8 +135,8 @@ def spacetime_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", spacin
     Raises:
         ValueError: sizes that differ, masks that do not sum to one, unknown flow, unknown names.
     """
-    check_masks(masks, flow[:, :1])
     check_flow(flow, "(B, 2, T, H, W)")
+    check_masks(masks, flow[:, :1])
     scales = torch.ones_like(flow[:, 0, :, 0, 0])                           # (B, T)
     if normalised:
         lengths = flow_distance(flow.transpose(1, 2), distance).flatten(2).mean(2)
@@ -165,7 +165,14 @@ def temporal_consistency(masks: Tensor, flow: Tensor | None = None, quantile: fl
 
     Returns:
         (B,) from 0; 0 for a single frame, and, as published, for flow that never changes.
+
+    Raises:
+        ValueError: flow of another size, or unknown flow.
     """
+    if flow is not None:
+        check_flow(flow, "(B, 2, T, H, W)")
+        if flow[:, 0].shape != masks[:, 0].shape:
+            raise ValueError(f"flow must be of the masks' size {tuple(masks.shape)}, got {tuple(flow.shape)}")
     if masks.shape[2] < 2:
         return masks.new_zeros(len(masks))
     change = (masks[:, :, 1:] - masks[:, :, :-1]).abs().mean(1)             # (B, T - 1, H, W)
