@@ -135,6 +135,16 @@ def test_the_last_frame_is_seen_by_the_way_back(base):
     assert np.array_equal(repeated[3], repeated[2])
 
 
+def test_a_network_that_reads_images_sees_the_last_frame_too():
+    clip = datasets.open("scenes", preset="lab", n_clips=1, n_frames=4, size=(32, 40))[0]
+    torch.manual_seed(0)
+    net = MotionNet(MotionNetConfig(window=1, **SMALL, inputs=("flow", "image", "flow_rgb"))).eval()
+    flows = torch.stack([*(clip.flow(t) for t in range(3)), -clip.backward_flow(3)])
+    labels = net.segment(flows, torch.stack([clip.frame(t) for t in range(4)]),
+                         torch.stack([pipeline.painted(flow) for flow in flows]))
+    assert np.array_equal(pipeline.predict_motion(net, clip), labels.numpy())
+
+
 def test_every_object_of_a_sequence_counts_alike(base, tmp_path):
     """Two frames, of two and of three objects, the first all right: not the mean of the means of frames."""
     truth = torch.zeros(3, 32, 40, dtype=torch.int64)
