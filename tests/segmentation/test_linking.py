@@ -19,9 +19,10 @@ def moving_boxes(n_frames: int = 30, stop: range = range(0)) -> tuple[torch.Tens
     return layers, flow
 
 
-def shuffled(layers: torch.Tensor, flow: torch.Tensor) -> list[Window]:
+def shuffled(layers: torch.Tensor, flow: torch.Tensor, n_layers: int = 3) -> list[Window]:
     """Windows of 9 frames whose layers come in any order but in the first."""
-    return [Window(start, soft(layers[start:start + 9])[torch.randperm(3) if start else torch.arange(3)],
+    return [Window(start, soft(layers[start:start + 9], n_layers)[torch.randperm(n_layers) if start else
+                                                                  torch.arange(n_layers)],
                    flow[start:start + 9]) for start in window_starts(len(layers), 9, 4)]
 
 
@@ -78,10 +79,7 @@ def test_bodies_that_cross_do_not_swap(n_layers):
             layers[t, 7:13, 30 - t:36 - t] = 2
             layers[t, 5:15, t:t + 10] = 1                                       # in front
             flow[t, 0] = (layers[t] == 1).float() - (layers[t] == 2).float()
-        windows = [Window(start, soft(layers[start:start + 9], n_layers)[torch.randperm(n_layers) if start else
-                                                                         torch.arange(n_layers)],
-                          flow[start:start + 9]) for start in window_starts(30, 9, 4)]
-        assert torch.equal(torch.stack(list(link(windows))).argmax(1), layers)
+        assert torch.equal(torch.stack(list(link(shuffled(layers, flow, n_layers)))).argmax(1), layers)
 
 
 @pytest.mark.parametrize("n_layers", [3, 4])
@@ -93,10 +91,7 @@ def test_a_body_that_leaves_and_comes_back_gets_its_name_back(n_layers):
             left = 2 * abs(t - 22) - 30                                         # out of view from frame 12 to 32
             layers[t, 5:15, max(0, left):max(0, left + 10)] = 1
             flow[t, 0] = (layers[t] == 1).float() * (-2 if t < 22 else 2)
-        windows = [Window(start, soft(layers[start:start + 9], n_layers)[torch.randperm(n_layers) if start else
-                                                                         torch.arange(n_layers)],
-                          flow[start:start + 9]) for start in window_starts(45, 9, 4)]
-        assert torch.equal(torch.stack(list(link(windows))).argmax(1), layers)
+        assert torch.equal(torch.stack(list(link(shuffled(layers, flow, n_layers)))).argmax(1), layers)
 
 
 def test_unknown_flow_is_refused():
