@@ -1,8 +1,8 @@
 """Does a body keep its label over 200 frames? Six scenes of bodies that cross all the time, their true flow, windows
 of 9 frames.
 
-Each window is segmented by itself: by EM with motions that last (:func:`window_by_em`), whose layers come in any order,
-and by the shipped space-time network, whose queries give an order of their own. Then
+Each window is segmented by itself: by EM with motions that last (``diffslic.segmentation.grown_layers``), whose layers
+are put in any order, and by the shipped space-time network, whose queries give an order of their own. Then
     linked   windows that overlap by four frames, assigned one to one by what the points of the scene have been called
              (``diffslic.segmentation.link``)
     chained  the same windows, each layer named after the one that it overlaps most with
@@ -21,29 +21,14 @@ import torch
 from torch import Tensor
 
 from diffslic import datasets, geometry, metrics
-from diffslic.segmentation import MotionNet, fit_spacetime, link, spacetime_flow
-from diffslic.segmentation.em import SMALLEST_SCALE, random_masks
-from diffslic.segmentation.linking import Window, window_starts
+from diffslic.segmentation import MotionNet, Window, grown_layers, link, window_starts
 
 N_SCENES, N_FRAMES, SIZE, LENGTH, OVERLAP = 6, 200, (64, 112), 9, 4
-LAYERS, STARTS, ROUNDS = 5, 4, 20  # of EM
 
 
-def window_by_em(flow: Tensor, chance: torch.Generator) -> Tensor:
-    """Soft masks (L, T, H, W) of flow (T, 2, H, W): the likeliest of a few starts."""
-    field, size = flow.transpose(0, 1)[None], flow.shape[-2:]
-    found = []
-    for _ in range(STARTS):
-        masks = random_masks(LAYERS, *size, chance)[None, :, None].expand(1, -1, len(flow), -1, -1)
-        for _ in range(ROUNDS):
-            motion = spacetime_flow(fit_spacetime(field, masks), len(flow), tuple(size))
-            squares = (motion - field[:, None]).square().sum(2)
-            variance = ((masks * squares).sum(1).mean() / 2).clamp(min=SMALLEST_SCALE ** 2)
-            share = masks.mean((2, 3, 4)).clamp(min=1e-6)[..., None, None, None]
-            logits = share.log() - squares / (2 * variance) - variance.log()
-            masks = logits.softmax(1)
-        found.append((float(logits.logsumexp(1).mean()), masks[0].float()))
-    return max(found, key=lambda each: each[0])[1]
+def in_any_order(masks: Tensor, chance: torch.Generator) -> Tensor:
+    """Layers (L, T, H, W) that no longer tell when they were found."""
+    return masks[torch.randperm(len(masks), generator=chance)]
 
 
 def chained(windows: Sequence[Window]) -> Tensor:
@@ -86,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(1)
     chance = torch.Generator().manual_seed(0)
     net = MotionNet.from_pretrained("spacetime")
-    ways = {"EM": lambda flow: window_by_em(flow, chance),
+    ways = {"EM": lambda flow: in_any_order(grown_layers(flow), chance),
             "network": lambda flow: geometry.resize(torch.stack(list(net.masks(flow)), dim=1).transpose(0, 1),
                                                     SIZE).transpose(0, 1)}
     rows: dict[str, list[list[float]]] = {name: [] for name in ways}

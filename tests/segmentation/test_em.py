@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffslic.segmentation import expectation_maximisation, motion_flow
+from diffslic.segmentation import expectation_maximisation, grown_layers, motion_flow
 from diffslic.segmentation.em import random_masks
 
 
@@ -65,3 +65,36 @@ def test_random_masks_sum_to_one_and_differ():
     masks = random_masks(3, 20, 30, torch.Generator().manual_seed(1))
     assert masks.sum(0).allclose(torch.ones(20, 30))
     assert len(masks.argmax(0).unique()) == 3
+
+
+def test_small_bodies_get_layers_of_their_own():
+    """Two boxes of under a hundred pixels move over a ground that turns; each keeps its layer in all frames."""
+    truth = torch.zeros(7, 48, 64, dtype=torch.long)
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
+    flow = torch.stack([0.02 * (y - 24), -0.02 * (x - 32)])[None].repeat(7, 1, 1, 1)
+    for t in range(7):
+        for body, (row, column, move) in enumerate(((8, 6 + 2 * t, (2.0, 0.0)), (30, 50 - t, (-1.0, 0.5))), 1):
+            truth[t, row:row + 9, column:column + 9] = body
+            flow[t][:, truth[t] == body] = torch.tensor(move)[:, None]
+    masks = grown_layers(flow + 0.05 * torch.randn_like(flow), 3)
+    assert masks.shape == (3, 7, 48, 64) and masks.sum(0).allclose(torch.ones(7, 48, 64))
+    layers = masks.argmax(0)
+    names = [layers[truth == body].mode().values for body in range(3)]
+    assert len(set(map(int, names))) == 3
+    for body, name in enumerate(names):
+        assert ((layers == name) == (truth == body)).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("flow", [torch.zeros(3, 2, 8, 9), torch.full((2, 2, 4, 5), 4.0), torch.ones(1, 2, 1, 1)])
+def test_grown_layers_of_flow_that_is_the_same_everywhere_are_finite(flow):
+    masks = grown_layers(flow, 3)
+    assert masks.isfinite().all() and masks.sum(0).allclose(torch.ones_like(flow[:, 0]))
+
+
+def test_growing_refuses_nonsense():
+    with pytest.raises(ValueError, match="a layer and a round"):
+        grown_layers(torch.zeros(3, 2, 8, 9), 0)
+    with pytest.raises(ValueError, match="known"):
+        grown_layers(torch.full((3, 2, 8, 9), 1e9))
+    with pytest.raises(ValueError, match="cubic"):
+        grown_layers(torch.zeros(3, 2, 8, 9), 2, model="cubic")

@@ -12,6 +12,7 @@ from diffslic.segmentation.baselines import flow_magnitude_mask as flow_magnitud
 from diffslic.segmentation.coherence import coherence_loss as coherence_loss
 from diffslic.segmentation.em import EMResult as EMResult
 from diffslic.segmentation.em import expectation_maximisation as expectation_maximisation
+from diffslic.segmentation.em import grown_layers as grown_layers
 from diffslic.segmentation.inputs import flow_channels as flow_channels
 from diffslic.segmentation.linking import Window as Window
 from diffslic.segmentation.linking import link as link
@@ -37,5 +38,5 @@ from diffslic.segmentation.unet3d import SpaceTimeUNet as SpaceTimeUNet
 __all__ = ["EMResult", "MotionNet", "MotionNetConfig", "SpaceTimeUNet", "UNet", "UNetConfig", "Window",
            "all_but_largest", "bce_dice", "camera_motion", "camera_residual_mask",
            "coherence_loss", "expectation_maximisation", "fit_motion", "fit_spacetime", "flow_channels",
-           "flow_magnitude_mask", "link", "motion_basis", "motion_flow", "moving_layers", "spacetime_flow",
-           "spacetime_loss", "spline_basis", "temporal_consistency", "window_starts"]
+           "flow_magnitude_mask", "grown_layers", "link", "motion_basis", "motion_flow", "moving_layers",
+           "spacetime_flow", "spacetime_loss", "spline_basis", "temporal_consistency", "window_starts"]

@@ -1,21 +1,27 @@
-"""Expectation and maximisation by hand: motion segmentation of one flow field without any network.
+"""Expectation and maximisation by hand: motion segmentation of flow without any network.
 
 Each layer has a parametric motion, and a pixel belongs to a layer the more likely, the closer its flow is to the
 layer's. Fit the motions to the masks, assign the pixels to the motions, repeat (Dempster et al., 1977; for motion Ayer
-and Sawhney, 1995). It starts from chance and ends wherever the nearest optimum lies: what a network trained on the same
-loss (:mod:`diffslic.segmentation.coherence`) learns from many videos, this begins anew for every frame.
+and Sawhney, 1995). It ends in the optimum nearest to where it starts: chance, for a field by itself; for the frames of
+a clip, one layer, to which others are added where the motions so far explain the flow worst. What a network trained on
+the same loss (:mod:`diffslic.segmentation.coherence`) learns from many videos, this begins anew every time.
 """
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffslic.geometry import pixel_grid
-from diffslic.segmentation.parametric import check_flow, fit_motion, flow_distance, motion_flow
+from diffslic.segmentation.parametric import check_flow
+from diffslic.segmentation.spacetime import fit_spacetime, spacetime_flow
 
 SMALLEST_SCALE = 0.05  # pixels: of the noise; below, one layer could shrink to its exact pixels
 SHARPNESS = 10.0  # of the random masks to begin with: their logits fall by so much over half the longer side
+ROUNDS_PER_LAYER = 6  # before another layer is added
+REACH = 0.12  # of the width: the deviation of a new layer around the place that is explained worst
+NEIGHBOURS = 3, 5, 5  # frames, rows and columns over which the worst place is looked for
 
 
 class EMResult(NamedTuple):
@@ -47,11 +53,50 @@ def expectation_maximisation(flow: Tensor, n_layers: int = 2, model: str = "quad
     generator = torch.Generator().manual_seed(seed)
     best: EMResult | None = None
     for _ in range(n_starts):
-        result = _run(flow, random_masks(n_layers, *flow.shape[-2:], generator).to(flow).expand(len(flow), -1, -1, -1),
-                      model, n_iters)
+        masks = random_masks(n_layers, *flow.shape[-2:], generator).to(flow).expand(len(flow), -1, -1, -1)
+        likelihoods = []
+        for _ in range(n_iters):
+            masks, theta, likelihood = _round(flow[:, :, None], masks.reshape(masks.shape[:2] + (1, *flow.shape[-2:])),
+                                              model)
+            likelihoods.append(likelihood.flatten(1).mean(1))
+        result = EMResult(masks[:, :, 0], theta[:, :, 0].to(flow), torch.stack(likelihoods))
         best = result if best is None else _better(best, result)
     assert best is not None
     return best
+
+
+def grown_layers(flow: Tensor, n_layers: int = 8, model: str = "quadratic", n_iters: int = 15) -> Tensor:
+    """Segment some frames of a clip by EM with motions that last, adding one layer after the other.
+
+    The first layer is everything. Where the motions so far explain the flow worst, a new one begins with the pixels
+    around that have its flow. Small bodies are found that random starts miss, and nothing is left to chance. The motion
+    of a layer is one of :func:`diffslic.segmentation.fit_spacetime`.
+
+    Args:
+        flow: (T, 2, H, W) in pixels, finite.
+        n_layers: L, from 1. Ground of several depths takes more than one.
+        n_iters: rounds with all layers; six go before each layer.
+
+    Returns:
+        (L, T, H, W) float32 masks that sum to one over L.
+
+    Raises:
+        ValueError: unknown flow, a count below 1, an unknown model.
+    """
+    check_flow(flow, "(T, 2, H, W)")
+    if min(n_layers, n_iters) < 1:
+        raise ValueError(f"EM needs a layer and a round at least, got {n_layers} and {n_iters}")
+    fields = flow.transpose(0, 1)[None].float()                             # (1, 2, T, H, W)
+    masks = torch.ones_like(fields[:, :1])
+    for _ in range(n_layers - 1):
+        for _ in range(ROUNDS_PER_LAYER):
+            masks, theta, _ = _round(fields, masks, model)
+        distance = _squares(fields, theta, model).amin(1)[0].sqrt()         # (T, H, W)
+        new = _around_worst(fields[0], distance)
+        masks = torch.cat([masks * (1 - new), new.expand_as(masks[:, :1])], dim=1)
+    for _ in range(n_iters):
+        masks, _, _ = _round(fields, masks, model)
+    return masks[0]
 
 
 def random_masks(n_layers: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -61,28 +106,42 @@ def random_masks(n_layers: int, height: int, width: int, generator: torch.Genera
     return (-SHARPNESS * (grid - places).norm(dim=1)).softmax(0)
 
 
-def assign(flow: Tensor, theta: Tensor, model: str, share: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """The expectation step: masks (B, L, H, W) from motions, and the log-likelihood of each pixel (B, H, W).
+def _round(flow: Tensor, masks: Tensor, model: str) -> tuple[Tensor, Tensor, Tensor]:
+    """One maximisation and one expectation: new masks, motions, log-likelihood of each pixel (B, T, H, W).
 
     Args:
-        theta: (B, L, F, 2). share: (B, L) of the layers. variance: (B,) of the noise, in square pixels.
+        flow: (B, 2, T, H, W). masks: (B, L, T, H, W).
     """
-    squares = flow_distance(motion_flow(theta, *flow.shape[-2:], model) - flow[:, None], "squared")
-    variance = variance[:, None, None, None]
-    logits = share.log()[..., None, None] - squares / (2 * variance) - (2 * torch.pi * variance).log()
-    return logits.softmax(1), logits.logsumexp(1)
+    theta = fit_spacetime(flow, masks, model)                               # maximisation
+    squares = _squares(flow, theta, model)
+    variance = ((masks * squares).sum(1).flatten(1).mean(1) / 2).clamp(min=SMALLEST_SCALE ** 2)
+    share = masks.flatten(2).mean(2).clamp(min=1e-6)
+    variance = variance[:, None, None, None, None]
+    logits = share.log()[..., None, None, None] - squares / (2 * variance) - (2 * torch.pi * variance).log()
+    return logits.softmax(1), theta, logits.logsumexp(1)                    # expectation
 
 
-def _run(flow: Tensor, masks: Tensor, model: str, n_iters: int) -> EMResult:
-    likelihoods = []
-    for _ in range(n_iters):
-        theta = fit_motion(flow, masks, model)                              # maximisation
-        squares = flow_distance(motion_flow(theta, *flow.shape[-2:], model) - flow[:, None], "squared")
-        variance = ((masks * squares).sum(1).flatten(1).mean(1) / 2).clamp(min=SMALLEST_SCALE ** 2)
-        share = masks.flatten(2).mean(2).clamp(min=1e-6)
-        masks, likelihood = assign(flow, theta, model, share, variance)     # expectation
-        likelihoods.append(likelihood.flatten(1).mean(1))
-    return EMResult(masks, theta, torch.stack(likelihoods))
+def _squares(flow: Tensor, theta: Tensor, model: str) -> Tensor:
+    """Square distances (B, L, T, H, W) of flow (B, 2, T, H, W) from the motions, in square pixels."""
+    height, width = flow.shape[-2:]
+    return (spacetime_flow(theta, flow.shape[2], (height, width), model).to(flow) - flow[:, None]).square().sum(2)
+
+
+def _around_worst(flow: Tensor, distance: Tensor) -> Tensor:
+    """A soft mask (T, H, W) of what lies around the place with the largest mean distance and has its flow (2, T, H, W).
+
+    It is nowhere 0 and nowhere 1, so that every layer keeps some of every pixel.
+    """
+    size = [min(n, (length - 1) // 2 * 2 + 1) for n, length in zip(NEIGHBOURS, distance.shape)]  # no longer than the clip
+    mean = F.avg_pool3d(distance[None, None], size, 1, [n // 2 for n in size], count_include_pad=False)[0, 0]
+    height, width = distance.shape[1:]
+    t, rest = divmod(int(mean.argmax()), height * width)
+    y, x = divmod(rest, width)
+    near = flow[:, max(0, t - 1):t + 2, max(0, y - 1):y + 2, max(0, x - 1):x + 2].flatten(1).median(1).values
+    other = (flow - near[:, None, None, None]).norm(dim=0) / (mean.max() / 2).clamp(min=SMALLEST_SCALE)
+    place = torch.tensor([x, y], device=flow.device)[:, None, None]
+    away = (pixel_grid(height, width, flow.device) - place).norm(dim=0) / (REACH * width)
+    return torch.exp(-(other.square() + away.square()) / 2).clamp(1e-4, 0.98)
 
 
 def _better(first: EMResult, second: EMResult) -> EMResult:

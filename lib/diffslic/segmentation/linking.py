@@ -64,25 +64,19 @@ def link(windows: Iterable[Window]) -> Iterator[Tensor]:
             is not the masks' or not known.
     """
     waiting: Tensor | None = None  # (L, T', H, W) frames that the next window may still change
-    first, fields = 0, torch.empty(0)
+    first, fields = 0, torch.empty(0)  # where those begin, and their flow
     points, names = torch.empty(0), torch.empty(0)  # (2, N) places in frame ``first``, and (N, L) what they were called
     in_use = torch.empty(0)  # (L,) bool: names that any point ever had
-    for start, masks, flow in windows:
-        size = masks.shape[-2:]
-        if flow.shape != (masks.shape[1], 2, *size):
-            raise ValueError(f"flow of a window must be {(masks.shape[1], 2, *size)}, got {tuple(flow.shape)}")
-        check_flow(flow, "(T, 2, H, W)")
+    for window in windows:
+        _check(window, first, waiting)
+        (start, masks, flow), size = window, window.masks.shape[-2:]
         if waiting is None:
             points = pixel_grid(*size, masks.device).flatten(1)
             called = _called(points, masks, flow)
             names, in_use = torch.zeros_like(called), called.any(0)
         else:
-            if masks[:, :1].shape != waiting[:, :1].shape or not (
-                    first <= start <= first + waiting.shape[1] <= start + masks.shape[1]):
-                raise ValueError(f"a window of {tuple(masks.shape)} at frame {start} does not go on after "
-                                 f"{tuple(waiting.shape)} at frame {first}")
-            done, waiting = waiting[:, :start - first], waiting[:, start - first:]
-            yield from done.unbind(1)
+            yield from waiting[:, :start - first].unbind(1)
+            waiting = waiting[:, start - first:]
             for field in fields[:start - first]:
                 points = _moved(points, field)
             points, names = _one_per_pixel(points, names, size)
@@ -92,10 +86,21 @@ def link(windows: Iterable[Window]) -> Iterator[Tensor]:
             masks, called = masks[order], called[:, order]
             masks = torch.cat([(waiting + masks[:, :shared]) / 2, masks[:, shared:]], dim=1)
         waiting, first, fields = masks, start, flow
-        names = FADING * names + called
-        in_use |= called.any(0)
+        names, in_use = FADING * names + called, in_use | called.any(0)
     if waiting is not None:
         yield from waiting.unbind(1)
+
+
+def _check(window: Window, first: int, waiting: Tensor | None) -> None:
+    """Refuse a window whose flow is not its masks', or that does not go on from what is waiting since ``first``."""
+    start, masks, flow = window
+    if flow.shape != (masks.shape[1], 2, *masks.shape[-2:]):
+        raise ValueError(f"flow of a window must be {(masks.shape[1], 2, *masks.shape[-2:])}, got {tuple(flow.shape)}")
+    check_flow(flow, "(T, 2, H, W)")
+    if waiting is not None and (masks[:, :1].shape != waiting[:, :1].shape or not (
+            first <= start <= first + waiting.shape[1] <= start + masks.shape[1])):
+        raise ValueError(f"a window of {tuple(masks.shape)} at frame {start} does not go on after "
+                         f"{tuple(waiting.shape)} at frame {first}")
 
 
 def _called(points: Tensor, masks: Tensor, flow: Tensor) -> Tensor:
