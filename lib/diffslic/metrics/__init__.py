@@ -1,4 +1,4 @@
-"""Every score of the workbook: video masks (J and F of DAVIS), superpixels, optical flow and depth.
+"""Every score of the workbook: video masks (J and F of DAVIS), tracks, superpixels, optical flow and depth.
 
 All functions take numpy arrays or torch tensors (on any device) and return plain numbers or numpy arrays. Nothing
 is rescaled, aligned or left out without a line in the docstring that says so.
@@ -17,6 +17,8 @@ from diffslic.metrics.partitions import explained_variation as explained_variati
 from diffslic.metrics.partitions import superpixels as superpixels
 from diffslic.metrics.segments import best_iou as best_iou
 from diffslic.metrics.segments import box_iou as box_iou
+from diffslic.metrics.tracks import ClearMOT as ClearMOT
+from diffslic.metrics.tracks import clear_mot as clear_mot
 
-__all__ = ["MAX_PROPOSALS", "PROTOCOLS", "STATISTICS", "DavisScore", "best_iou", "box_iou", "compactness",
-           "davis", "davis_summary", "depth", "explained_variation", "flow", "superpixels"]
+__all__ = ["MAX_PROPOSALS", "PROTOCOLS", "STATISTICS", "ClearMOT", "DavisScore", "best_iou", "box_iou", "clear_mot",
+           "compactness", "davis", "davis_summary", "depth", "explained_variation", "flow", "superpixels"]

@@ -1,0 +1,81 @@
+"""How well labels hold on to objects through a video: the CLEAR MOT figures of masks."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from diffslic.metrics.arrays import Array, integers
+
+
+class ClearMOT(NamedTuple):
+    """Counts over the frames of one video; of several videos they add up."""
+
+    switches: int  # an object goes on under another label than it was last found under
+    misses: int  # an object that no label matches
+    false_positives: int  # a label that matches no object
+    objects: int  # in all frames together
+
+    @property
+    def mota(self) -> float:
+        """Multiple object tracking accuracy: 1 is perfect, and it may be negative; NaN where there is no object."""
+        wrong = self.switches + self.misses + self.false_positives
+        return 1 - wrong / self.objects if self.objects else float("nan")
+
+
+def clear_mot(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255) -> ClearMOT:
+    """Count identity switches, misses and false positives of label maps, as CLEAR MOT does with boxes.
+
+    In each frame an object stays with the label that it was matched to last, as long as their intersection over union
+    reaches the threshold; the other objects and labels are matched so that the sum of theirs is largest. A switch is
+    counted where an object is matched to another label than ever it was last, however long ago.
+
+    Args:
+        pred, truth: (T, H, W) integer labels, 0 = background.
+        threshold: in (0, 1]. Above 0.5 an object can match one label only.
+        void: label of the truth whose pixels count for nothing.
+
+    Raises:
+        ValueError: no such shapes, or sizes that differ.
+
+    Source: Bernardin and Stiefelhagen, 2008, section 2.1.
+    """
+    pred, truth = integers(pred, "pred", "(T, H, W)"), integers(truth, "truth", "(T, H, W)")
+    if pred.shape != truth.shape:
+        raise ValueError(f"pred is {pred.shape} but truth is {truth.shape}")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"the threshold must lie in (0, 1], got {threshold}")
+    last: dict[int, int] = {}  # of every object seen so far, the label that it was last matched to
+    switches = misses = false_positives = count = 0
+    for labels, objects in zip(pred, truth):
+        counts = objects != void
+        labels, objects = labels[counts], objects[counts]
+        known, shown = np.unique(objects[objects > 0]), np.unique(labels[labels > 0])
+        matches = _matches(_overlaps(objects, labels, known, shown), known, shown, last, threshold)
+        switches += sum(last.get(thing, label) != label for thing, label in matches.items())
+        misses += len(known) - len(matches)
+        false_positives += len(shown) - len(matches)
+        count += len(known)
+        last |= matches
+    return ClearMOT(switches, misses, false_positives, count)
+
+
+def _overlaps(objects: Array, labels: Array, known: Array, shown: Array) -> NDArray[np.float64]:
+    """Intersections over unions (N, M) of the known objects and the labels shown."""
+    both = np.array([[np.count_nonzero((objects == thing) & (labels == label)) for label in shown]
+                     for thing in known], dtype=float).reshape(len(known), len(shown))
+    sizes = [np.array([np.count_nonzero(values == name) for name in names], dtype=float)
+             for values, names in ((objects, known), (labels, shown))]
+    return both / (sizes[0][:, None] + sizes[1] - both)
+
+
+def _matches(overlaps: NDArray[np.float64], known: Array, shown: Array, last: dict[int, int],
+             threshold: float) -> dict[int, int]:
+    """The label of each object that has one in this frame."""
+    scores = np.where(overlaps >= threshold, overlaps, 0)
+    for i, thing in enumerate(known.tolist()):
+        for j in np.flatnonzero(shown == last.get(thing, 0)):
+            scores[i, j] += len(known) * (scores[i, j] > 0)  # more than all others together
+    rows, columns = linear_sum_assignment(-scores)
+    return {int(known[i]): int(shown[j]) for i, j in zip(rows, columns) if scores[i, j] > 0}

@@ -1,0 +1,53 @@
+"""CLEAR MOT by hand: switches, misses and false positives of small videos."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffslic import metrics
+from diffslic.metrics import ClearMOT
+
+TWO = np.array([[[1, 1, 0, 2, 2]]] * 4)  # two objects of two pixels, four frames
+
+
+def test_labels_that_stay_are_perfect_whatever_their_names():
+    names = np.array([0, 7, 3])
+    score = metrics.clear_mot(torch.from_numpy(names[TWO]), torch.from_numpy(TWO))
+    assert score == ClearMOT(0, 0, 0, 8) and score.mota == 1
+
+
+def test_labels_that_change_places_switch_twice():
+    pred = TWO.copy()
+    pred[2:] = np.array([0, 2, 1])[pred[2:]]
+    assert metrics.clear_mot(pred, TWO) == ClearMOT(2, 0, 0, 8)
+
+
+def test_a_switch_is_counted_over_a_gap_and_coming_back_to_the_name_is_none():
+    pred = TWO.copy()
+    pred[1][pred[1] == 1] = 0
+    assert metrics.clear_mot(pred, TWO) == ClearMOT(0, 1, 0, 8)
+    pred[2:][pred[2:] == 1] = 5
+    score = metrics.clear_mot(pred, TWO)
+    assert score == ClearMOT(1, 1, 0, 8) and score.mota == pytest.approx(1 - 2 / 8)
+
+
+def test_an_object_keeps_its_label_while_that_reaches_the_threshold_though_another_is_better():
+    truth = np.ones((2, 1, 10), int)
+    pred = np.array([[[1] * 10], [[2] * 5 + [1] * 5]])
+    assert metrics.clear_mot(pred, truth) == ClearMOT(0, 0, 1, 2)
+    assert metrics.clear_mot(pred, truth, threshold=0.51) == ClearMOT(0, 1, 2, 2)
+
+
+def test_void_counts_for_nothing_and_one_label_matches_one_object():
+    truth = np.array([[[1, 1, 255, 255, 0]]])
+    assert metrics.clear_mot(np.array([[[1, 1, 1, 2, 0]]]), truth) == ClearMOT(0, 0, 0, 1)
+    assert metrics.clear_mot(np.ones_like(TWO), TWO) == ClearMOT(0, 8, 4, 8)
+    assert np.isnan(metrics.clear_mot(np.zeros((1, 2, 3), int), np.zeros((1, 2, 3), int)).mota)
+
+
+@pytest.mark.parametrize(("pred", "threshold", "told"), [
+    (TWO[:2], 0.5, "truth is"), (TWO[0], 0.5, "(T, H, W)"), (TWO / 2, 0.5, "integer"), (TWO, 0.0, "threshold")])
+def test_nonsense_is_refused(pred, threshold, told):
+    with pytest.raises(ValueError) as caught:
+        metrics.clear_mot(pred, TWO, threshold)
+    assert told in str(caught.value)
