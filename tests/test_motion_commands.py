@@ -96,6 +96,11 @@ def test_training_on_a_table(capsys, base, tmp_path, system):
                   3, "--workers", 0, *(["--window", 3] if system == "spacetime" else []))
     assert {"val_loss", "j", "f"} <= set(figures)
     assert MotionNet.from_pretrained(tmp_path / "best.safetensors").config.n_layers == 3
+    run(capsys, "train", system, "--out", tmp_path / "on", "--dataset", "split", "--root", base, "--file", "HALF",
+        "--steps", 1, "--batch-size", 1, "--workers", 0, "--start", tmp_path / "best.safetensors", "--selection",
+        "largest")
+    config = MotionNet.from_pretrained(tmp_path / "on" / "best.safetensors").config
+    assert (config.size, config.widths, config.selection) == ((24, 32), (8, 8), "largest")
 
 
 @pytest.mark.parametrize("method", ["em", "spacetime"])
@@ -221,4 +226,11 @@ def test_bad_input_is_one_line(capsys, base, tmp_path):
                                         "--weights", base / "em.safetensors", "--selection", "best")
     assert "no folder" in fails(capsys, "data", "split", base, "--out", tmp_path / "x.csv", "--images", "no/*",
                                 "--flow", "flow/*")
+    assert "no masks none/*" in fails(capsys, "data", "split", base, "--out", tmp_path / "x.csv", "--images",
+                                      "images/*", "--flow", "flow/*", "--masks", "none/*")
+    assert "n_layers of" in fails(capsys, "train", "em", "--out", tmp_path, "--start", base / "em.safetensors",
+                                  "--layers", 7)
+    assert "window of" in fails(capsys, "train", "em", "--out", tmp_path, "--start", base / "spacetime.safetensors")
+    assert "whole numbers" in fails(capsys, "train", "em", "--out", tmp_path, "--widths", "a,b")
+    assert "got spacing 0" in fails(capsys, "train", "spacetime", "--out", tmp_path, "--root", base, "--spacing", 0)
     assert "an input is one of" in fails(capsys, "train", "em", "--out", tmp_path, "--inputs", "depth")

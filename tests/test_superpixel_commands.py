@@ -212,7 +212,7 @@ def test_flow_is_exported_for_a_composite(capsys, tmp_path):
     (["superpixels", "IMAGE", "--out", "cut", "--n-spixels", "70000"], "16 bits hold at most 65536"),
     (["superpixels", "IMAGE", "--out", "cut", "--n-spixels", "9000"], "a.png: n_spixels must be between"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut"], "nowhere/data/images/val: no such folder"),
-    (["evaluate", "superpixels", "nowhere", "--out", "cut", "--counts", "a,b"], "--counts takes whole numbers"),
+    (["evaluate", "superpixels", "nowhere", "--out", "cut", "--counts", "a,b"], "--counts must be whole numbers"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut", "--dataset", "coco"], "dataset must be one of 'bsds500'"),
     (["train", "ssn", "--out", "cut", "--dataset", "bsds500"], "bsds500 needs root"),
     (["train", "ssn", "--out", "cut", "--dataset", "bsds500", "--root", "x", "--model", "composite"],

@@ -136,12 +136,12 @@ def evaluate_motion(model: MotionNet, clips: Sequence[Clip], folder: str | Path,
         report.check_choice("keep", name, list(KEEP))
     if not clips:
         raise ValueError("an evaluation needs a clip, got none")
+    if all(labels_or_none(clip, t) is None for clip in clips for t in clip.frames_with("flow")):
+        raise ValueError(f"no frame of {clips[0].name} ... has a mask to score against")
     folder, rows = Path(folder), []
     for clip in tqdm(clips, desc="motion", unit="clip", disable=not progress):
         rows += _motion_rows(model, clip, folder, selection, window, low_memory, keep)
     table = pd.DataFrame(rows)
-    if "J" not in table:
-        raise ValueError(f"no frame of {clips[0].name} ... has a mask to score against")
     by_sequence = table.drop(columns="frame").groupby("sequence")
     summary = by_sequence.mean().drop(columns="objects").mean().to_dict()
     of_objects = (table["bIoU"] * table["objects"]).groupby(table["sequence"]).sum() / by_sequence["objects"].sum()

@@ -194,6 +194,14 @@ def test_a_column_that_contradicts_a_row_is_refused(base):
         datasets.open("split", root=base, file=path)
 
 
+def test_a_table_is_found_from_here_or_from_the_root_on(base, monkeypatch):
+    table(base, *rows_of("bear", 3))
+    monkeypatch.chdir(base.parent)
+    for file in ("T_val.csv", base / "T_val.csv"):
+        assert len(datasets.open("split", root=base, file=file)) == 1
+    assert len(datasets.open("split", root=base.name, file="T", split="val")) == 1
+
+
 def test_no_table_no_sequence_no_split(base):
     path = table(base, *rows_of("bear", 3))
     for wrong, says in (({"file": base / "none.csv"}, "no such DataSplit"),

@@ -243,7 +243,8 @@ def test_entropy_and_normalisation() -> None:
 def test_wrong_masks_are_refused() -> None:
     flow = torch.zeros(1, 2, 4, 4)
     for masks, reason in ((torch.ones(1, 2, 4, 4), "sum to one"), (torch.ones(1, 1, 4, 5), "masks must be"),
-                          (torch.full((1, 1, 4, 4), torch.nan), "sum to one"), (torch.ones(4, 4), "masks must be")):
+                          (torch.full((1, 1, 4, 4), torch.nan), "sum to one"), (torch.ones(4, 4), "masks must be"),
+                          (torch.ones(1, 1, 4, 4, dtype=torch.bool), "floating point")):
         with pytest.raises(ValueError, match=reason):
             coherence_loss(masks, flow)
     with pytest.raises(ValueError, match="flow must be known"):

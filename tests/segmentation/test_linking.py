@@ -107,12 +107,12 @@ def test_windows_of_one_frame_that_do_not_overlap_are_linked_by_the_flow():
 
 
 def test_masks_of_an_overlap_are_the_mean():
-    first, second = torch.rand(2, 4, 5, 6), torch.rand(2, 4, 5, 6)
-    second[:, :2] = first[:, 2:] + 0.01
+    first, second = torch.randn(2, 4, 5, 6).softmax(0), torch.randn(2, 4, 5, 6).softmax(0)
+    second[:, :2] = 0.9 * first[:, 2:] + 0.05
     still = torch.zeros(4, 2, 5, 6)
     linked = torch.stack(list(link([Window(0, first, still), Window(2, second, still)])), dim=1)
     assert linked.shape == (2, 6, 5, 6)
-    torch.testing.assert_close(linked[:, 2:4], first[:, 2:] + 0.005)
+    torch.testing.assert_close(linked[:, 2:4], 0.95 * first[:, 2:] + 0.025)
     torch.testing.assert_close(linked[:, 4:], second[:, 2:])
 
 
@@ -127,7 +127,7 @@ def test_a_window_that_ends_too_early_is_refused() -> None:
 
 
 def test_gaps_and_other_sizes_are_refused():
-    masks = torch.rand(2, 4, 5, 6)
+    masks = torch.randn(2, 4, 5, 6).softmax(0)
     for wrong in (window(5, masks), window(-1, masks), window(2, masks[:1]), window(2, masks[..., 1:])):
         with pytest.raises(ValueError, match="does not go on"):
             list(link([window(0, masks), wrong]))
@@ -137,6 +137,13 @@ def test_gaps_and_other_sizes_are_refused():
 def test_flow_of_another_size_is_refused(shape):
     with pytest.raises(ValueError, match="flow of a window"):
         list(link([Window(0, torch.rand(2, 4, 5, 6), torch.zeros(shape))]))
+
+
+@pytest.mark.parametrize("factor", [0.2, 5.0, -1.0, float("nan")])
+def test_masks_that_do_not_sum_to_one_are_refused(factor):
+    masks = torch.full((2, 4, 5, 6), 0.5)
+    with pytest.raises(ValueError, match="sum to one"):
+        list(link([window(0, masks), window(2, factor * masks)]))
 
 
 def test_no_windows_are_no_frames():

@@ -148,3 +148,15 @@ def test_masks_are_not_made_of_unknown_flow_or_images_of_another_size():
         next(net().masks(torch.full((3, 2, 60, 100), 1e9)))  # which resizing would bring below
     with pytest.raises(ValueError, match="image must be"):
         net(inputs=("flow", "image")).segment(torch.zeros(3, 2, 60, 100), image=torch.zeros(3, 3, 7, 9))
+
+
+def test_flow_of_any_precision_is_segmented_and_whole_numbers_are_not():
+    model, flow = net(window=1), torch.randn(2, 2, 40, 56)
+    for dtype in (torch.float64, torch.float16):
+        assert model.segment(flow.to(dtype)).shape == (2, 40, 56)
+    with pytest.raises(ValueError, match="floating point"):
+        model.segment(flow.long())
+    with pytest.raises(ValueError, match="selection must be one of"):
+        model.moving(torch.zeros(2, 40, 56, dtype=torch.int64), flow, "biggest")
+    with pytest.raises(ValueError, match="several names"):
+        MotionNetConfig(inputs="flow")

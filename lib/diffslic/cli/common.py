@@ -26,7 +26,7 @@ TrainOut = Annotated[Path, typer.Option("--out", help="metrics.csv, last.ckpt an
 Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
 Start = Annotated[str | None, typer.Option(help="Weights to start from: a shipped name or a file.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Accelerator = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Devices = Annotated[int, typer.Option(help="How many of them; more than one with torchrun.")]
 Workers = Annotated[int, typer.Option(help="Processes that make batches.")]
@@ -46,6 +46,13 @@ def show(figures: Mapping[str, Any], as_json: bool) -> None:
     width = max(map(len, figures), default=0)
     for name, value in figures.items():
         print(f"{name:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Whole numbers with commas between them."""
+    if not all(word.strip().isdecimal() for word in text.split(",")):
+        raise ValueError(f"{option} must be whole numbers with commas between, such as 16,32, got {text!r}")
+    return [int(word) for word in text.split(",")]
 
 
 def open_clips(dataset: str, root: Path, split: str, resolution: str) -> list[Any]:

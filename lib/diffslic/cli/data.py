@@ -44,7 +44,7 @@ def data_split(
 ) -> None:
     """Write a DataSplit: a csv that names the frame, the flow and the mask of every row.
 
-    Example: diffslic data split DATA --images 'DAVIS/JPEGImages/480p/*' --flow 'DAVIS/flow/*' --out MINE_val.csv
+    Example: diffslic data split DATA --images 'DAVIS/JPEGImages/480p/*' --flow 'DAVIS/flow/*/flow' --out MINE_val.csv
     """
     from diffslic.datasets.split import write_split
 

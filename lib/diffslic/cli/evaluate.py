@@ -18,6 +18,7 @@ from diffslic.cli.common import (
     Resolution,
     app,
     load_superpixels,
+    numbers,
     open_clips,
     show,
 )
@@ -95,9 +96,7 @@ def superpixels(
     report.check_choice("dataset", dataset, ["bsds500", "davis2016"])
     if ignore_background and dataset == "bsds500":
         raise ValueError("--ignore-background is for davis2016: no segment of bsds500 is a background")
-    if not all(count.strip().isdecimal() for count in counts.split(",")):
-        raise ValueError(f"--counts takes whole numbers with commas between them, got {counts!r}")
-    requested = [int(count) for count in counts.split(",")]
+    requested = numbers(counts, "--counts")
     clips = open_clips(dataset, root, split or ("val" if dataset == "bsds500" else "dev_val"), resolution)
     if flow_root is not None:
         clips = [with_flow_from(clip, flow_root) for clip in clips]

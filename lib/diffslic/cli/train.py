@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,18 +26,23 @@ from diffslic.cli.common import (
     TrainOut,
     Workers,
     app,
+    numbers,
     show,
 )
 
 MotionData = Annotated[str, typer.Option("--dataset", help="scenes, davis2016, davis2016+scenes, or split.")]
 MotionRoot = Annotated[Path | None, typer.Option("--root", help="DAVIS's folder, or the base of --file's paths.")]
-SplitFile = Annotated[Path | None, typer.Option("--file", help="Of a split: its name without _train.csv.")]
+SplitFile = Annotated[Path | None, typer.Option("--file", help="Of a split: its name without _train.csv, from here or "
+                                                               "from --root on.")]
 MotionScenes = Annotated[int, typer.Option("--n-clips", help="Scenes to train on.")]
-Layers = Annotated[int, typer.Option("--layers", help="Masks.")]
-MotionInputs = Annotated[str, typer.Option("--inputs", help="Any of residual,flow,image,flow_rgb, also those of other "
-                                                            "frames: flow+1,flow-4.")]
-MotionWidths = Annotated[str, typer.Option("--widths", help="Channels at each scale.")]
-ImageSize = Annotated[tuple[int, int], typer.Option("--image-size", help="Rows and columns of the network.")]
+Layers = Annotated[int | None, typer.Option("--layers", help="Masks.", show_default="4, or as --start")]
+MotionInputs = Annotated[str | None, typer.Option("--inputs", help="Any of residual,flow,image,flow_rgb, also those of "
+                                                                   "other frames: flow+1,flow-4.",
+                                                  show_default="residual,flow, or as --start")]
+MotionWidths = Annotated[str | None, typer.Option("--widths", help="Channels at each scale: 16,32,64,128.",
+                                                  show_default="as the shipped network, or as --start")]
+ImageSize = Annotated[tuple[int, int] | None, typer.Option("--image-size", help="Rows and columns of the network.",
+                                                           show_default="128 224, or as --start")]
 MotionModel = Annotated[str, typer.Option("--model", help="Of a layer's motion: constant, affine or quadratic.")]
 Distance = Annotated[str, typer.Option(help="l1, l2, squared or charbonnier.")]
 Fit = Annotated[str, typer.Option(help="Of the motions: ls (as published) or irls.")]
@@ -46,7 +52,8 @@ GlobalMotion = Annotated[str, typer.Option(help="Strength of added camera motion
 Crop = Annotated[int | None, typer.Option(help="Side of square crops, in pixels of the network.")]
 Noise = Annotated[float, typer.Option(help="Deviation of noise on the flow that is read, in units of its strength.")]
 Null = Annotated[float, typer.Option(help="Share of windows in which the flow that is read of a frame is nothing.")]
-Selection = Annotated[str, typer.Option(help="Which layers move: largest or moving.")]
+Selection = Annotated[str | None, typer.Option(help="Which layers move: largest or moving.",
+                                              show_default="moving, or as --start")]
 
 train_app = typer.Typer(help="Train a network; a stopped run goes on where it was.", rich_markup_mode=None)
 app.add_typer(train_app, name="train")
@@ -149,7 +156,7 @@ def train_unet(
 
     where = device if device != "auto" else "cpu"
     shape = {"inputs": inputs.split(",") if inputs else None, "start": start,
-             "widths": [int(width) for width in widths.split(",")]}
+             "widths": numbers(widths, "--widths")}
     unet.check_inputs(shape["inputs"], start)  # before hours of preparation
     clips, validation = unet.prepare(dataset, cache, root=root, resolution=resolution, n_clips=n_clips,
                                      n_frames=n_frames, device=where, progress=not as_json)
@@ -164,10 +171,10 @@ def train_em(
     out: TrainOut,
     dataset: MotionData = "davis2016+scenes", root: MotionRoot = None, file: SplitFile = None,
     resolution: Resolution = "480p", cache: Cache = Path("cache"), n_clips: MotionScenes = 40,
-    layers: Layers = 4, inputs: MotionInputs = "residual,flow", widths: MotionWidths = "16,32,64,128,128",
-    image_size: ImageSize = (128, 224), model: MotionModel = "quadratic", distance: Distance = "l1",
+    layers: Layers = None, inputs: MotionInputs = None, widths: MotionWidths = None, image_size: ImageSize = None,
+    model: MotionModel = "quadratic", distance: Distance = "l1",
     fit: Fit = "ls", normalised: Normalised = True, entropy: Entropy = 0.02, global_motion: GlobalMotion = "light",
-    crop: Crop = None, noise: Noise = 0.0, null: Null = 0.0, selection: Selection = "moving",
+    crop: Crop = None, noise: Noise = 0.0, null: Null = 0.0, selection: Selection = None,
     start: Start = None, steps: Steps = 3000, batch_size: Batch = 8, rate: Rate = 1e-3, seed: Seed = 4,
     device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true", workers: Workers = 1,
     logger: Logger = None, as_json: Json = False,
@@ -176,11 +183,11 @@ def train_em(
 
     Example: diffslic train em --out runs/em --dataset split --root DATA --file DataSplit/Exp6_Split
     """
-    config = {"window": 1, "n_layers": layers, "inputs": inputs.split(","), "selection": selection,
-              "widths": [int(width) for width in widths.split(",")], "size": image_size}
+    shape = _motion_shape("EM", start, window=1, n_layers=layers, inputs=inputs, widths=widths,
+                          size=image_size, selection=selection)
     loss = {"model": model, "distance": distance, "fit": fit, "normalised": normalised, "entropy": entropy}
     augmentation = {"global_motion": global_motion, "crop": crop, "noise": noise, "null": null}
-    _train_motion(out, dataset, root, file, resolution, cache, n_clips, config, loss, augmentation, as_json,
+    _train_motion(out, dataset, root, file, resolution, cache, n_clips, shape, loss, augmentation, as_json,
                   start=start, steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed,
                   **_how(device, devices, precision, workers, logger, out, as_json))
 
@@ -190,8 +197,8 @@ def train_spacetime(
     out: TrainOut,
     dataset: MotionData = "davis2016+scenes", root: MotionRoot = None, file: SplitFile = None,
     resolution: Resolution = "480p", cache: Cache = Path("cache"), n_clips: MotionScenes = 40,
-    window: Annotated[int, typer.Option(help="Frames seen at once.")] = 9, layers: Layers = 4,
-    inputs: MotionInputs = "residual,flow", widths: MotionWidths = "16,32,64,128", image_size: ImageSize = (128, 224),
+    window: Annotated[int | None, typer.Option(help="Frames seen at once.", show_default="9, or as --start")] = None,
+    layers: Layers = None, inputs: MotionInputs = None, widths: MotionWidths = None, image_size: ImageSize = None,
     model: MotionModel = "quadratic",
     spacing: Annotated[int, typer.Option(help="Frames between the control points of a layer's motion.")] = 3,
     published_splines: Annotated[bool, typer.Option(help="Splines as published, which fade at a window's ends; "
@@ -202,7 +209,7 @@ def train_spacetime(
     global_motion: GlobalMotion = "light",
     temporal_scale: Annotated[str, typer.Option(help="Speed changes over a window: none, light, medium or "
                                                      "strong.")] = "none",
-    crop: Crop = None, noise: Noise = 0.0, null: Null = 0.0, selection: Selection = "moving",
+    crop: Crop = None, noise: Noise = 0.0, null: Null = 0.0, selection: Selection = None,
     start: Start = None, steps: Steps = 1500, batch_size: Batch = 2, rate: Rate = 1e-3, seed: Seed = 4,
     device: Accelerator = "auto", devices: Devices = 1, precision: Precision = "32-true", workers: Workers = 1,
     logger: Logger = None, as_json: Json = False,
@@ -211,24 +218,36 @@ def train_spacetime(
 
     Example: diffslic train spacetime --out runs/spacetime --root ../DAVIS2016 --window 9 --layers 4
     """
-    config = {"window": window, "n_layers": layers, "inputs": inputs.split(","), "selection": selection,
-              "widths": [int(width) for width in widths.split(",")], "size": image_size}
+    shape = _motion_shape("SPACETIME", start, window=window, n_layers=layers, inputs=inputs, widths=widths,
+                          size=image_size, selection=selection)
     loss = {"model": model, "spacing": spacing, "published": published_splines, "distance": distance, "fit": fit,
             "normalised": normalised, "consistency": consistency, "potts": potts, "entropy": entropy}
     augmentation = {"global_motion": global_motion, "temporal_scale": temporal_scale, "crop": crop, "noise": noise,
                     "null": null}
-    _train_motion(out, dataset, root, file, resolution, cache, n_clips, config, loss, augmentation,
+    _train_motion(out, dataset, root, file, resolution, cache, n_clips, shape, loss, augmentation,
                   as_json, start=start, steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed,
                   **_how(device, devices, precision, workers, logger, out, as_json))
 
 
+def _motion_shape(base: str, start: str | None, **given: Any) -> Any:
+    """The network that was asked for: the base of the recipe, or that of ``start``, with what was given."""
+    from diffslic.recipes import motion
+    from diffslic.segmentation import MotionNet
+
+    given = {name: value for name, value in given.items() if value is not None}
+    if "inputs" in given:
+        given["inputs"] = given["inputs"].split(",")
+    if "widths" in given:
+        given["widths"] = numbers(given["widths"], "--widths")
+    return replace(getattr(motion, base) if start is None else MotionNet.from_pretrained(start).config, **given)
+
+
 def _train_motion(out: Path, dataset: str, root: Path | None, file: Path | None, resolution: str,
-                  cache: Path, n_clips: int, config: dict[str, Any], loss: dict[str, Any],
+                  cache: Path, n_clips: int, shape: Any, loss: dict[str, Any],
                   augmentation: dict[str, Any], as_json: bool, **how: Any) -> None:
     from diffslic.recipes import motion
-    from diffslic.segmentation import MotionNetConfig
 
-    shape = MotionNetConfig(**config)  # before hours of preparation
+    motion.network(shape, how["start"])  # what cannot be is refused before hours of preparation
     changes, criterion = motion.Augmentation(**augmentation), motion.Loss(**loss)
     where = how["device"] if how["device"] != "auto" else "cpu"
     clips, validation = motion.prepare(dataset, cache, root=root, resolution=resolution, file=file, n_clips=n_clips,

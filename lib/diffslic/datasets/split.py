@@ -57,7 +57,7 @@ def clips(root: str | Path, file: str | Path, split: str | None = None,
 
     Args:
         root: the base folder of the paths in the table.
-        file: the csv, or with ``split`` its name without ``_<split>.csv``.
+        file: the csv, or with ``split`` its name without ``_<split>.csv``; a path as it is, or else from ``root`` on.
         split: "train", "val" or "test".
         sequences: only these.
 
@@ -65,7 +65,7 @@ def clips(root: str | Path, file: str | Path, split: str | None = None,
         FileNotFoundError: no such table, or a file that it names is missing (the row is told).
         ValueError: no table, a missing column, one frame twice, an unknown sequence.
     """
-    found = _read(Path(root), _table_path(file, split))
+    found = _read(Path(root), _table_path(Path(root), file, split))
     unknown = sorted(set(sequences or ()) - set(found))
     if unknown:
         raise ValueError(f"{file}: no sequence {unknown[0]!r}, it has {', '.join(list(found)[:10])}")
@@ -108,7 +108,8 @@ def write_split(path: str | Path, root: str | Path, images: str, flows: str, mas
         The number of rows.
 
     Raises:
-        FileNotFoundError: no images, or none with flow. ValueError: ``*`` in one pattern and not in another.
+        FileNotFoundError: no images, none with flow, or no mask where masks are asked for. ValueError: ``*`` in one
+            pattern and not in another.
     """
     root = Path(root)
     for pattern in (images, flows, masks):
@@ -131,6 +132,8 @@ def write_split(path: str | Path, root: str | Path, images: str, flows: str, mas
     if not rows:
         raise FileNotFoundError(f"{root}: no images {images} with flow {flows}, which names one file per frame by its "
                                 "stem" if folders else f"{root}: no folder {images}")
+    if masks is not None and not any(row["GtMask"] for row in rows):
+        raise FileNotFoundError(f"{root}: no masks {masks} that belong to images {images}")
     with written_whole(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
     return len(rows)
@@ -168,15 +171,17 @@ def _starred(pattern: str, path: str) -> str:
     return match.group(1) if match and match.groups() else ""
 
 
-def _table_path(file: str | Path, split: str | None) -> Path:
+def _table_path(root: Path, file: str | Path, split: str | None) -> Path:
     path = Path(file)
     if split is not None:
         if split not in PARTS:
             raise ValueError(f"split must be one of {', '.join(PARTS)}, got {split!r}")
         path = path.with_name(f"{path.name.removesuffix('.csv')}_{split}.csv")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such DataSplit; with split= the name goes without _train.csv")
-    return path
+    found = next((place for place in (path, root / path) if place.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{path}: no such DataSplit, here or in {root}; with split= the name goes without "
+                                "_train.csv")
+    return found
 
 
 def _read(root: Path, path: Path) -> dict[str, list[_Sequence]]:

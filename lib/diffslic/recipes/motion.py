@@ -37,6 +37,7 @@ TRAINING_SEED, VALIDATION_SEED = 30_000, 900_000  # of scenes
 STRENGTHS = {"none": 0.0, "light": 2.0, "medium": 4.0, "strong": 8.0}  # of global motion, to the flow's mean length
 SCALES = {"none": 1.0, "light": 4.0, "medium": 8.0, "strong": 10.0}  # of the flow, one end of a window to the other
 SPACETIME = MotionNetConfig()
+EM = MotionNetConfig(window=1, widths=(16, 32, 64, 128, 128))
 SYSTEMS = {
     "em": "Layers of coherent motion, frame by frame, learned from flow without masks.",
     "spacetime": "Layers of coherent motion over windows of frames, learned from flow without masks; a layer keeps its "
@@ -63,8 +64,11 @@ class Loss:
     def __post_init__(self) -> None:
         check_model(self.model)
         check_distance(self.distance)
-        if self.fit not in FITS or min(self.consistency, self.potts, self.entropy) < 0 or self.spacing < 1:
-            raise ValueError(f"fit must be one of {', '.join(FITS)}, weights from 0 and spacing from 1, got {self}")
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be one of {', '.join(FITS)}, got {self.fit!r}")
+        if min(self.consistency, self.potts, self.entropy) < 0 or self.spacing < 1:
+            raise ValueError(f"spacing must be from 1 and weights from 0, got spacing {self.spacing}, consistency "
+                             f"{self.consistency}, potts {self.potts} and entropy {self.entropy}")
 
     def __call__(self, masks: Tensor, flow: Tensor) -> Tensor:
         """(B,) of masks (B, L, T, H, W) and flow (B, 2, T, H, W)."""
@@ -94,7 +98,8 @@ class Augmentation:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.noise < 0 or not 0 <= self.null <= 1 or (self.crop is not None and self.crop < 8):
-            raise ValueError(f"noise must be from 0, null a share and crop from 8, got {self}")
+            raise ValueError(f"noise must be from 0, null a share from 0 to 1 and crop from 8, got noise {self.noise}, "
+                             f"null {self.null} and crop {self.crop}")
 
 
 class Windows:
@@ -225,16 +230,14 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     Args:
         clips, validation: with flow; labels of validation clips are scored, those of ``clips`` are not read.
         config: shape and inputs of the network; a window of one frame is the EM system, a longer one the space-time
-            system. start: weights to go on from (their shape counts then).
+            system. start: weights of such a network to go on from.
 
     Raises:
-        ValueError: a clip in both parts, clips that are too short.
+        ValueError: a clip in both parts, clips that are too short, weights of another network.
     """
     check_apart(clips, validation)
     torch.manual_seed(seed)
-    model = MotionNet(config) if start is None else MotionNet.from_pretrained(start).train()
-    if (model.config.window == 1) != (config.window == 1):
-        raise ValueError(f"{start} sees {model.config.window} frames at once, asked was for {config.window}")
+    model = network(config, start)
     samples = Windows(clips, model, augmentation, batch_size, seed, loss)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
@@ -258,6 +261,23 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                gpu_command=f"diffslic train {name} --out runs/{name} --dataset davis2016 --root DAVIS2016 "
                            "--steps 20000 --batch-size 8 --workers 12 --device cuda")
     return fit
+
+
+def network(config: MotionNetConfig, start: str | Path | None = None) -> MotionNet:
+    """A network to train: a new one, or that of the weights ``start``.
+
+    Raises:
+        ValueError: the weights are of another network; only its selection may be another.
+    """
+    if start is None:
+        return MotionNet(config)
+    model = MotionNet.from_pretrained(start).train()
+    for name in ("window", "n_layers", "inputs", "widths", "size"):
+        known, asked = getattr(model.config, name), getattr(config, name)
+        if known != asked:
+            raise ValueError(f"{name} of {start} is {known}, asked was for {asked}")
+    model.config = config
+    return model
 
 
 @torch.no_grad()

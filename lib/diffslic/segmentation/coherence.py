@@ -64,6 +64,8 @@ def check_masks(masks: Tensor, field: Tensor) -> None:
     """Refuse masks (B, L, ...) that are not of the size of ``field`` (B, 1, ...) or do not sum to one over L."""
     if masks.ndim != field.ndim or masks[:, :1].shape != field.shape:
         raise ValueError(f"masks must be (B, L, ...) of the flow's size {tuple(field.shape)}, got {tuple(masks.shape)}")
+    if not masks.is_floating_point():
+        raise ValueError(f"masks must be floating point, got {masks.dtype}")
     rounding = max(1e-3, torch.finfo(masks.dtype).eps * masks.shape[1])
     if not ((masks.detach().double().sum(1) - 1).abs().max() < rounding and masks.detach().min() >= 0):
         raise ValueError("masks must lie in [0, 1] and sum to one over the layers, as a softmax does")

@@ -132,7 +132,7 @@ def _around_worst(flow: Tensor, distance: Tensor) -> Tensor:
 
     It is nowhere 0 and nowhere 1, so that every layer keeps some of every pixel.
     """
-    size = [min(n, (length - 1) // 2 * 2 + 1) for n, length in zip(NEIGHBOURS, distance.shape)]  # no longer than the clip
+    size = [min(n, (length - 1) // 2 * 2 + 1) for n, length in zip(NEIGHBOURS, distance.shape)]
     mean = F.avg_pool3d(distance[None, None], size, 1, [n // 2 for n in size], count_include_pad=False)[0, 0]
     height, width = distance.shape[1:]
     t, rest = divmod(int(mean.argmax()), height * width)

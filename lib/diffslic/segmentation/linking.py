@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from diffslic.geometry import pixel_grid, sample
+from diffslic.segmentation.coherence import check_masks
 from diffslic.segmentation.parametric import check_flow
 
 FADING = 0.9  # what a name of the window before counts beside one of this window
@@ -60,8 +61,8 @@ def link(windows: Iterable[Window]) -> Iterator[Tensor]:
         windows: in the order of their starts, without gaps.
 
     Raises:
-        ValueError: a gap, a window that ends before the one before it, windows of other layers or sizes, flow that
-            is not the masks' or not known.
+        ValueError: a gap, a window that ends before the one before it, windows of other layers or sizes, masks that
+            do not sum to one, flow that is not the masks' or not known.
     """
     waiting: Tensor | None = None  # (L, T', H, W) frames that the next window may still change
     first, fields = 0, torch.empty(0)  # where those begin, and their flow
@@ -92,7 +93,7 @@ def link(windows: Iterable[Window]) -> Iterator[Tensor]:
 
 
 def _check(window: Window, first: int, waiting: Tensor | None) -> None:
-    """Refuse a window whose flow is not its masks', or that does not go on from what is waiting since ``first``."""
+    """Refuse what are no masks and their flow, or do not go on from what is waiting since ``first``."""
     start, masks, flow = window
     if flow.shape != (masks.shape[1], 2, *masks.shape[-2:]):
         raise ValueError(f"flow of a window must be {(masks.shape[1], 2, *masks.shape[-2:])}, got {tuple(flow.shape)}")
@@ -101,6 +102,7 @@ def _check(window: Window, first: int, waiting: Tensor | None) -> None:
             first <= start <= first + waiting.shape[1] <= start + masks.shape[1])):
         raise ValueError(f"a window of {tuple(masks.shape)} at frame {start} does not go on after "
                          f"{tuple(waiting.shape)} at frame {first}")
+    check_masks(masks[None], flow[None, None, :, 0])
 
 
 def _called(points: Tensor, masks: Tensor, flow: Tensor) -> Tensor:

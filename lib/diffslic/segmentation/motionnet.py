@@ -35,6 +35,8 @@ class MotionNetConfig:
     selection: str = "moving"                     # which layer is the background, see ``selection``
 
     def __post_init__(self) -> None:
+        if isinstance(self.inputs, str):
+            raise ValueError(f"inputs are several names, such as ('flow',), got {self.inputs!r}")
         for name in ("inputs", "widths", "size"):  # weights files keep them as JSON, which knows lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if min(self.window, self.n_layers, *self.widths, *self.size) < 1 or not self.inputs or len(self.widths) < 2:
@@ -137,7 +139,10 @@ class MotionNet(nn.Module):
         Returns:
             (T, H, W) bool.
         """
-        select = SELECTIONS[selection or self.config.selection]
+        selection = selection or self.config.selection
+        if selection not in SELECTIONS:
+            raise ValueError(f"the selection must be one of {', '.join(SELECTIONS)}, got {selection!r}")
+        select = SELECTIONS[selection]
         if self.config.window > 1:
             return select(layers, flow)
         return torch.cat([select(frame[None], field[None]) for frame, field in zip(layers, flow)])
@@ -172,7 +177,7 @@ class MotionNet(nn.Module):
             if field.ndim != 4 or field.shape[-2:] != flow.shape[-2:]:
                 raise ValueError(f"{name} must be (T, C, H, W) of the flow's size {tuple(flow.shape)}, got "
                                  f"{tuple(field.shape)}")
-        fields = at_size(given, self.config.size)
+        fields = at_size({name: field.float() for name, field in given.items()}, self.config.size)
         channels = self.channels(fields)                                    # (T, C, h, w)
         length = self.config.window if window is None else window
         if length != -1 and length < 1:

@@ -204,6 +204,8 @@ def check_flow(flow: Tensor, shape: str = "(B, 2, H, W)") -> None:
     """Refuse what is not flow of this shape, or not known everywhere."""
     if flow.ndim != shape.count(",") + 1 or flow.shape[1] != 2 or 0 in flow.shape:
         raise ValueError(f"flow must be {shape}, got {tuple(flow.shape)}")
+    if not flow.is_floating_point():
+        raise ValueError(f"flow must be floating point, in pixels, got {flow.dtype}")
     if not (flow.abs() < UNKNOWN_FLOW).all():
         raise ValueError("flow must be known, that is finite and below 1e9: give unknown flow a value and no weight")
 
