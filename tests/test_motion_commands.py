@@ -231,6 +231,8 @@ def test_bad_input_is_one_line(capsys, base, tmp_path):
     assert "n_layers of" in fails(capsys, "train", "em", "--out", tmp_path, "--start", base / "em.safetensors",
                                   "--layers", 7)
     assert "window of" in fails(capsys, "train", "em", "--out", tmp_path, "--start", base / "spacetime.safetensors")
+    assert "is for train em" in fails(capsys, "train", "spacetime", "--out", tmp_path, "--start",
+                                       base / "em.safetensors")
     assert "whole numbers" in fails(capsys, "train", "em", "--out", tmp_path, "--widths", "a,b")
     assert "got spacing 0" in fails(capsys, "train", "spacetime", "--out", tmp_path, "--root", base, "--spacing", 0)
     assert "an input is one of" in fails(capsys, "train", "em", "--out", tmp_path, "--inputs", "depth")

@@ -33,9 +33,17 @@ def test_a_switch_is_counted_over_a_gap_and_coming_back_to_the_name_is_none():
 
 def test_an_object_keeps_its_label_while_that_reaches_the_threshold_though_another_is_better():
     truth = np.ones((2, 1, 10), int)
-    pred = np.array([[[1] * 10], [[2] * 5 + [1] * 5]])
-    assert metrics.clear_mot(pred, truth) == ClearMOT(0, 0, 1, 2)
-    assert metrics.clear_mot(pred, truth, threshold=0.51) == ClearMOT(0, 1, 2, 2)
+    pred = np.array([[[1] * 10], [[2] * 6 + [1] * 4]])
+    assert metrics.clear_mot(pred, truth, threshold=0.3) == ClearMOT(0, 0, 1, 2)
+    assert metrics.clear_mot(pred, truth) == ClearMOT(1, 0, 1, 2)
+    assert metrics.clear_mot(pred, truth, threshold=0.61) == ClearMOT(0, 1, 2, 2)
+
+
+def test_a_label_is_kept_by_the_object_that_had_it_last():
+    truth = np.array([[[1] * 10 + [0] * 10], [[0] * 10 + [2] * 10], [[1] * 10 + [2] * 10]])
+    pred = np.array([[[4] * 10 + [0] * 10], [[0] * 10 + [4] * 10], [[4] * 16 + [3] * 4]])
+    score = metrics.clear_mot(pred, truth, threshold=0.25)
+    assert score == ClearMOT(0, 1, 1, 4)  # 2 keeps 4, though 1, which had it before, fits it better
 
 
 def test_void_counts_for_nothing_and_one_label_matches_one_object():

@@ -197,9 +197,12 @@ def test_a_column_that_contradicts_a_row_is_refused(base):
 def test_a_table_is_found_from_here_or_from_the_root_on(base, monkeypatch):
     table(base, *rows_of("bear", 3))
     monkeypatch.chdir(base.parent)
-    for file in ("T_val.csv", base / "T_val.csv"):
+    for file in ("T_val.csv", f"{base.name}/T_val.csv", base / "T_val.csv"):
         assert len(datasets.open("split", root=base, file=file)) == 1
     assert len(datasets.open("split", root=base.name, file="T", split="val")) == 1
+    (base.parent / "T_val.csv").write_text("Flow\nA/here.flo\n")  # the one from here comes first
+    with pytest.raises(FileNotFoundError, match="here.flo"):
+        datasets.open("split", root=base, file="T_val.csv")
 
 
 def test_no_table_no_sequence_no_split(base):

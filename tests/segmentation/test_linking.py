@@ -146,5 +146,14 @@ def test_masks_that_do_not_sum_to_one_are_refused(factor):
         list(link([window(0, masks), window(2, factor * masks)]))
 
 
+def test_any_precision_is_linked_and_no_gradient_is_asked_for():
+    layers, flow = moving_boxes(12)
+    windows = shuffled(layers, flow)
+    expected = torch.stack(list(link(windows)), dim=1).argmax(0)
+    for change in (lambda w: Window(w.start, w.masks.double(), w.flow.double()),
+                   lambda w: Window(w.start, w.masks.clone().requires_grad_(), w.flow)):
+        assert (torch.stack(list(link(map(change, windows))), dim=1).argmax(0) == expected).all()
+
+
 def test_no_windows_are_no_frames():
     assert list(link([])) == []

@@ -239,7 +239,12 @@ def _motion_shape(base: str, start: str | None, **given: Any) -> Any:
         given["inputs"] = given["inputs"].split(",")
     if "widths" in given:
         given["widths"] = numbers(given["widths"], "--widths")
-    return replace(getattr(motion, base) if start is None else MotionNet.from_pretrained(start).config, **given)
+    if start is None:
+        return replace(getattr(motion, base), **given)
+    known = MotionNet.from_pretrained(start).config
+    if known.window == 1 and "window" not in given:
+        raise ValueError(f"{start} sees a frame at a time: it is for train em, or say --window 1")
+    return replace(known, **given)
 
 
 def _train_motion(out: Path, dataset: str, root: Path | None, file: Path | None, resolution: str,

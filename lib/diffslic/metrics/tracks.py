@@ -27,7 +27,7 @@ class ClearMOT(NamedTuple):
 def clear_mot(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255) -> ClearMOT:
     """Count identity switches, misses and false positives of label maps, as CLEAR MOT does with boxes.
 
-    In each frame an object stays with the label that it was matched to last, as long as their intersection over union
+    In each frame a label stays with the object that it was matched to last, as long as their intersection over union
     reaches the threshold; the other objects and labels are matched so that the sum of theirs is largest. A switch is
     counted where an object is matched to another label than ever it was last, however long ago.
 
@@ -47,17 +47,19 @@ def clear_mot(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255) ->
     if not 0 < threshold <= 1:
         raise ValueError(f"the threshold must lie in (0, 1], got {threshold}")
     last: dict[int, int] = {}  # of every object seen so far, the label that it was last matched to
+    holder: dict[int, int] = {}  # of every label, the object that had it last
     switches = misses = false_positives = count = 0
     for labels, objects in zip(pred, truth):
         counts = objects != void
         labels, objects = labels[counts], objects[counts]
         known, shown = np.unique(objects[objects > 0]), np.unique(labels[labels > 0])
-        matches = _matches(_overlaps(objects, labels, known, shown), known, shown, last, threshold)
+        matches = _matches(_overlaps(objects, labels, known, shown), known, shown, holder, threshold)
         switches += sum(last.get(thing, label) != label for thing, label in matches.items())
         misses += len(known) - len(matches)
         false_positives += len(shown) - len(matches)
         count += len(known)
         last |= matches
+        holder |= {label: thing for thing, label in matches.items()}
     return ClearMOT(switches, misses, false_positives, count)
 
 
@@ -70,12 +72,12 @@ def _overlaps(objects: Array, labels: Array, known: Array, shown: Array) -> NDAr
     return both / (sizes[0][:, None] + sizes[1] - both)
 
 
-def _matches(overlaps: NDArray[np.float64], known: Array, shown: Array, last: dict[int, int],
+def _matches(overlaps: NDArray[np.float64], known: Array, shown: Array, holder: dict[int, int],
              threshold: float) -> dict[int, int]:
     """The label of each object that has one in this frame."""
     scores = np.where(overlaps >= threshold, overlaps, 0)
-    for i, thing in enumerate(known.tolist()):
-        for j in np.flatnonzero(shown == last.get(thing, 0)):
+    for j, label in enumerate(shown.tolist()):
+        for i in np.flatnonzero(known == holder.get(label, 0)):
             scores[i, j] += len(known) * (scores[i, j] > 0)  # more than all others together
     rows, columns = linear_sum_assignment(-scores)
     return {int(known[i]): int(shown[j]) for i, j in zip(rows, columns) if scores[i, j] > 0}

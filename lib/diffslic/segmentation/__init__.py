@@ -3,12 +3,14 @@
 ``unet`` is the network and its supervised loss, ``inputs`` how it sees flow. ``parametric`` are the motion models that
 explain the flow of a mask, ``em`` segmentation by them alone, ``coherence`` the loss that follows, ``spacetime`` both
 over whole clips, ``unet3d`` and ``motionnet`` the networks that learn from it, ``linking`` how their windows become a
-clip, ``selection`` which of their layers move. ``baselines`` are the methods that learn nothing and that every network
+clip, ``selection`` which of their layers move. ``regions`` is a frame as a graph of superpixels, ``objects`` their
+tracks over time. ``baselines`` are the methods that learn nothing and that every network
 must beat.
 """
 
 from diffslic.segmentation.baselines import camera_residual_mask as camera_residual_mask
 from diffslic.segmentation.baselines import flow_magnitude_mask as flow_magnitude_mask
+from diffslic.segmentation.baselines import linked_components as linked_components
 from diffslic.segmentation.coherence import coherence_loss as coherence_loss
 from diffslic.segmentation.em import EMResult as EMResult
 from diffslic.segmentation.em import expectation_maximisation as expectation_maximisation
@@ -19,10 +21,15 @@ from diffslic.segmentation.linking import link as link
 from diffslic.segmentation.linking import window_starts as window_starts
 from diffslic.segmentation.motionnet import MotionNet as MotionNet
 from diffslic.segmentation.motionnet import MotionNetConfig as MotionNetConfig
+from diffslic.segmentation.objects import Tracker as Tracker
+from diffslic.segmentation.objects import largest_objects as largest_objects
 from diffslic.segmentation.parametric import camera_motion as camera_motion
 from diffslic.segmentation.parametric import fit_motion as fit_motion
 from diffslic.segmentation.parametric import motion_basis as motion_basis
 from diffslic.segmentation.parametric import motion_flow as motion_flow
+from diffslic.segmentation.regions import Regions as Regions
+from diffslic.segmentation.regions import proposals as proposals
+from diffslic.segmentation.regions import regions_of as regions_of
 from diffslic.segmentation.selection import all_but_largest as all_but_largest
 from diffslic.segmentation.selection import moving_layers as moving_layers
 from diffslic.segmentation.spacetime import fit_spacetime as fit_spacetime
@@ -35,8 +42,9 @@ from diffslic.segmentation.unet import UNetConfig as UNetConfig
 from diffslic.segmentation.unet import bce_dice as bce_dice
 from diffslic.segmentation.unet3d import SpaceTimeUNet as SpaceTimeUNet
 
-__all__ = ["EMResult", "MotionNet", "MotionNetConfig", "SpaceTimeUNet", "UNet", "UNetConfig", "Window",
-           "all_but_largest", "bce_dice", "camera_motion", "camera_residual_mask",
-           "coherence_loss", "expectation_maximisation", "fit_motion", "fit_spacetime", "flow_channels",
-           "flow_magnitude_mask", "grown_layers", "link", "motion_basis", "motion_flow", "moving_layers",
-           "spacetime_flow", "spacetime_loss", "spline_basis", "temporal_consistency", "window_starts"]
+__all__ = ["EMResult", "MotionNet", "MotionNetConfig", "Regions", "SpaceTimeUNet", "Tracker", "UNet", "UNetConfig",
+           "Window", "all_but_largest", "bce_dice", "camera_motion", "camera_residual_mask", "coherence_loss",
+           "expectation_maximisation", "fit_motion", "fit_spacetime", "flow_channels", "flow_magnitude_mask",
+           "grown_layers", "largest_objects", "link", "linked_components", "motion_basis", "motion_flow",
+           "moving_layers", "proposals", "regions_of", "spacetime_flow", "spacetime_loss", "spline_basis",
+           "temporal_consistency", "window_starts"]

@@ -2,6 +2,9 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.ndimage import label
+from scipy.optimize import linear_sum_assignment
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
@@ -36,6 +39,37 @@ def camera_residual_mask(flow: Tensor, model: str = "quadratic") -> Tensor:
         (B, H, W) bool; empty where everything moves with the camera.
     """
     return _otsu((flow - camera_motion(flow, model)).norm(dim=1))
+
+
+def linked_components(masks: NDArray[np.integer], smallest: float = 100) -> NDArray[np.int64]:
+    """Several objects without any flow: what hangs together is one, and goes by the name of what it overlaps.
+
+    The components of each frame are assigned one to one to those of the frame before, so that the sum of the
+    intersections over unions is largest; what overlaps nothing gets a new name.
+
+    Args:
+        masks: (T, H, W), above 0 where something moves. smallest: pixels of a component that gets a new name.
+
+    Returns:
+        (T, H, W) labels, 0 background.
+    """
+    labels = np.zeros(masks.shape, dtype=np.int64)
+    n_names = 0
+    for t, mask in enumerate(masks):
+        parts, count = label(mask > 0, np.ones((3, 3)))
+        names, before = np.zeros(count + 1, dtype=np.int64), labels[t - 1] if t else np.zeros_like(labels[0])
+        pairs = np.bincount(parts.ravel() * (n_names + 1) + before.ravel(), minlength=(count + 1) * (n_names + 1))
+        both = pairs.reshape(count + 1, n_names + 1)
+        either = both.sum(axis=1)[1:, None] + both.sum(axis=0)[1:] - both[1:, 1:]
+        overlap = both[1:, 1:] / either.clip(1)
+        for part, name in zip(*linear_sum_assignment(overlap, maximize=True)):
+            names[part + 1] = name + 1 if overlap[part, name] > 0 else 0
+        for part in np.flatnonzero(names == 0)[1:]:
+            if both[part].sum() >= smallest:
+                n_names += 1
+                names[part] = n_names
+        labels[t] = names[parts]
+    return labels
 
 
 def _otsu(length: Tensor) -> Tensor:

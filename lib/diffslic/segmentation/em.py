@@ -2,9 +2,10 @@
 
 Each layer has a parametric motion, and a pixel belongs to a layer the more likely, the closer its flow is to the
 layer's. Fit the motions to the masks, assign the pixels to the motions, repeat (Dempster et al., 1977; for motion Ayer
-and Sawhney, 1995). It ends in the optimum nearest to where it starts: chance, for a field by itself; for the frames of
-a clip, one layer, to which others are added where the motions so far explain the flow worst. What a network trained on
-the same loss (:mod:`diffslic.segmentation.coherence`) learns from many videos, this begins anew every time.
+and Sawhney, 1995). It climbs to some optimum, and to which depends on where it starts: at random masks, for a field by
+itself; for the frames of a clip at one layer, to which others are added where the motions so far explain the flow
+worst. What a network trained on the same loss (:mod:`diffslic.segmentation.coherence`) learns from many videos, this begins
+anew every time.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from diffslic.segmentation.spacetime import fit_spacetime, spacetime_flow
 SMALLEST_SCALE = 0.05  # pixels: of the noise; below, one layer could shrink to its exact pixels
 SHARPNESS = 10.0  # of the random masks to begin with: their logits fall by so much over half the longer side
 ROUNDS_PER_LAYER = 6  # before another layer is added
-REACH = 0.12  # of the width: the deviation of a new layer around the place that is explained worst
+REACH = 0.12  # of the longer side: the deviation of a new layer around the place that is explained worst
 NEIGHBOURS = 3, 5, 5  # frames, rows and columns over which the worst place is looked for
 
 
@@ -140,7 +141,7 @@ def _around_worst(flow: Tensor, distance: Tensor) -> Tensor:
     near = flow[:, max(0, t - 1):t + 2, max(0, y - 1):y + 2, max(0, x - 1):x + 2].flatten(1).median(1).values
     other = (flow - near[:, None, None, None]).norm(dim=0) / (mean.max() / 2).clamp(min=SMALLEST_SCALE)
     place = torch.tensor([x, y], device=flow.device)[:, None, None]
-    away = (pixel_grid(height, width, flow.device) - place).norm(dim=0) / (REACH * width)
+    away = (pixel_grid(height, width, flow.device) - place).norm(dim=0) / (REACH * max(height, width))
     return torch.exp(-(other.square() + away.square()) / 2).clamp(1e-4, 0.98)
 
 

@@ -71,6 +71,7 @@ def link(windows: Iterable[Window]) -> Iterator[Tensor]:
     for window in windows:
         _check(window, first, waiting)
         (start, masks, flow), size = window, window.masks.shape[-2:]
+        flow = flow.float()
         if waiting is None:
             points = pixel_grid(*size, masks.device).flatten(1)
             called = _called(points, masks, flow)
@@ -119,7 +120,7 @@ def _called(points: Tensor, masks: Tensor, flow: Tensor) -> Tensor:
 def _order(names: Tensor, called: Tensor, hints: Tensor) -> Tensor:
     """For each known layer the new layer (L,) that goes on with it; (N, L) both, hints (L, L)."""
     agreement = _overlap((names / names.sum(1, keepdim=True).clamp(min=1e-9)).T, called.T)
-    known, new = linear_sum_assignment((agreement + HINT * hints).cpu().numpy(), maximize=True)
+    known, new = linear_sum_assignment((agreement + HINT * hints).detach().cpu().numpy(), maximize=True)
     return torch.from_numpy(new[np.argsort(known)]).to(called.device)
 
 

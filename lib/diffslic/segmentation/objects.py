@@ -1,0 +1,195 @@
+"""Several objects over time: proposals of each frame become tracks that keep their names.
+
+Every frame is a graph of superpixels (``regions``). What was named in the frame before is carried along its flow; the
+proposals of the frame are matched to it one to one. A track lives on where it is carried even when nothing of it moves,
+as long as its colours speak for it, and is known again by them when it comes back from behind something.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from diffslic.segmentation.regions import PROPORTION, Floats, Indices, Regions, proposals
+
+MAX_OBJECTS = 20  # that the DAVIS 2017 unsupervised protocol allows in a video
+LEAST_OVERLAP = 0.1  # intersection over union with what was carried, below which a proposal does not go on with a track
+APPEARANCE = 0.3  # weight of the likeness of colours beside that overlap
+JOINS = 0.3  # share of a proposal carried from one track, above which it may be a part of it that came loose
+OTHER_MOTION = 2.0  # difference in motion, as between neighbours in a graph, above which it is an object of its own
+KEEPS = 0.5  # share of a superpixel carried from a track without a proposal, above which it stays with that track
+LIVES_ON = 0.5  # the same outside the foreground
+KNOWN_AGAIN = 0.7  # likeness of colours above which a lost track is found again
+PATIENCE = 40  # frames for which it may be
+RENEWAL = 0.1  # share of a track's colours that every frame renews
+
+
+@dataclass
+class Track:
+    """What is known of an object."""
+
+    histogram: Floats  # (64,) its colours, summing to one
+    motion: Floats  # (2,) mean flow in pixels
+    seen: int  # the last frame in which it was
+
+
+class Frame(NamedTuple):
+    """What a frame's objects are."""
+
+    labels: Tensor  # (H, W) int64: 0 background, from 1 objects
+    decision: Tensor  # (S,) int64: the same for superpixels; un-pooled it is a soft mask of each object
+
+
+@dataclass
+class Tracker:
+    """Names objects frame by frame; nothing of earlier frames but the last labels and each track's colours is kept."""
+
+    births: bool = True  # whether what no track explains becomes one
+    threshold: float = 0.8  # see :func:`diffslic.segmentation.proposals`
+    colour: float = 1.0
+    hidden: float = 0.3
+    smallest: float = 100.0  # pixels of a proposal
+    tracks: dict[int, Track] = field(default_factory=dict)
+    labels: Indices | None = None  # (H, W) of the frame before
+    frame: int = -1
+
+    def step(self, regions: Regions, back: Tensor | None = None) -> Frame:
+        """The objects of the next frame.
+
+        Args:
+            regions: of this frame, with what may be an object as foreground.
+            back: flow (2, H, W) in pixels from this frame to the one before; None in the first frame.
+
+        Raises:
+            ValueError: no flow back from a frame that has one before it, or one of another size.
+        """
+        self.frame += 1
+        places, carried = self._carried(regions, back)               # (H, W), (S, K)
+        found = proposals(regions, self.threshold, self.colour, self.hidden, self.smallest)
+        names = self._names(regions, found, carried)                        # (P,)
+        decision = np.append(names, 0)[found]                               # -1, the background, is the last
+        kept = self._kept(regions, found, carried, names, decision)
+        shown = regions.moving | kept[regions.labels] | (places == decision[regions.labels])
+        self.labels = np.where(shown, decision[regions.labels], 0)
+        self._remember(regions, decision)
+        return Frame(torch.from_numpy(self.labels), torch.from_numpy(decision))
+
+    def give(self, regions: Regions, labels: Tensor) -> None:
+        """Take objects of the present frame as given: labels (H, W), 0 where nothing is said.
+
+        Raises:
+            ValueError: labels of another size, or no integers.
+        """
+        if labels.is_floating_point() or labels.shape != regions.labels.shape:
+            raise ValueError(f"labels must be integers of the frame's size {regions.labels.shape}, got {labels.dtype} "
+                             f"{tuple(labels.shape)}")
+        given = labels.cpu().numpy().astype(np.int64)
+        before = np.zeros_like(given) if self.labels is None else self.labels
+        self.labels = np.where(given > 0, given, before)
+        self.frame = max(self.frame, 0)
+        counts = _pixels_of(regions, self.labels, int(self.labels.max()) + 1)
+        for name in np.unique(given[given > 0]).tolist():
+            mine = counts[:, name] > regions.area / 2
+            mine = mine if mine.any() else counts[:, name] == counts[:, name].max()
+            self.tracks[name] = self._track(regions, mine)
+
+    def _carried(self, regions: Regions, back: Tensor | None) -> tuple[Indices, Floats]:
+        """The label that each pixel had in the frame before (H, W), and each name's share in each superpixel (S, K)."""
+        size, count = regions.labels.shape, max(self.tracks, default=0) + 1
+        if self.labels is None:
+            return np.zeros(size, dtype=np.int64), np.zeros((len(regions.area), count))
+        if back is None or tuple(back.shape) != (2, *size):
+            raise ValueError(f"flow back to the frame before must be {(2, *size)}, got "
+                             f"{None if back is None else tuple(back.shape)}")
+        across, down = np.rint(back.cpu().numpy()).astype(np.int64)
+        row, column = np.indices(size)
+        row, column = row + down, column + across
+        inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+        labels = np.where(inside, self.labels[row.clip(0, size[0] - 1), column.clip(0, size[1] - 1)], 0)
+        return labels, _pixels_of(regions, labels, count) / regions.area[:, None].clip(1)
+
+    def _names(self, regions: Regions, found: Indices, carried: Floats) -> Indices:
+        """The track of each proposal: matched, a part that came loose, known again, new, or 0 for none."""
+        count, known = int(found.max(initial=-1)) + 1, sorted(self.tracks)
+        names = np.zeros(count, dtype=np.int64)
+        members = found == np.arange(count)[:, None]                        # (P, S)
+        area, histograms = members @ regions.area, members @ regions.histogram
+        histograms = histograms / histograms.sum(axis=1, keepdims=True).clip(1)
+        alike = np.sqrt(histograms) @ np.sqrt(np.array([self.tracks[name].histogram for name in known]).reshape(
+            len(known), histograms.shape[1])).T                             # (P, K) Bhattacharyya coefficients
+        both = members @ (regions.area[:, None] * carried[:, known])        # (P, K)
+        overlap = both / (area[:, None] + regions.area @ carried[:, known] - both).clip(1)
+        score = np.where(overlap > LEAST_OVERLAP, overlap + APPEARANCE * alike, 0)
+        for i, k in zip(*linear_sum_assignment(score, maximize=True)):
+            names[i] = known[k] if score[i, k] > 0 else 0
+        for i in np.flatnonzero(names == 0):
+            k = int((both[i] / area[i]).argmax()) if known else -1
+            if known and both[i, k] > JOINS * area[i] and self._is_part(regions, found, names, members[i], known[k]):
+                names[i] = known[k]
+                continue
+            lost = [k for k, name in enumerate(known)
+                    if name not in names and self.frame - self.tracks[name].seen <= PATIENCE]
+            again = max(lost, key=lambda k: alike[i, k], default=-1)
+            if again >= 0 and alike[i, again] > KNOWN_AGAIN:
+                names[i] = known[again]
+            elif self.births:
+                names[i] = max(self.tracks, default=0) + 1
+                self.tracks[int(names[i])] = self._track(regions, members[i])
+        return names
+
+    def _is_part(self, regions: Regions, found: Indices, names: Indices, piece: NDArray[np.bool_], name: int) -> bool:
+        """Whether a piece moves with the proposals that go by a name, or else with what the track was."""
+        rest = np.append(names == name, False)[found]                       # (S,)
+        motion = _mean_motion(regions, rest) if rest.any() else self.tracks[name].motion
+        scale = 1 + PROPORTION * np.hypot(*motion)
+        return bool(np.hypot(*(_mean_motion(regions, piece) - motion)) < OTHER_MOTION * scale)
+
+    def _kept(self, regions: Regions, found: Indices, carried: Floats, names: Indices,
+              decision: Indices) -> NDArray[np.bool_]:
+        """Superpixels (S,) outside the foreground that stay with their track; all that stay enter ``decision``.
+
+        In a proposal that holds two bodies one of them has no proposal: its superpixels stay with it as well.
+        """
+        mine = carried[:, 1:].argmax(axis=1) + 1 if carried.shape[1] > 1 else np.zeros(len(found), dtype=np.int64)
+        share = carried[np.arange(len(found)), mine]
+        stays = (found >= 0) & (share > KEEPS) & (mine > 0) & ~np.isin(mine, names)
+        behind = (found < 0) & (carried[:, 1:].sum(axis=1) < 1 - JOINS)
+        ground = (behind @ regions.histogram) / (behind @ regions.histogram).sum().clip(1)
+        kept = np.zeros(len(found), dtype=bool)
+        for i in np.flatnonzero((found < 0) & (share > LIVES_ON) & (mine > 0)):
+            colours = np.sqrt(regions.histogram[i])
+            kept[i] = colours @ np.sqrt(self.tracks[int(mine[i])].histogram) > colours @ np.sqrt(ground)
+        decision[stays | kept] = mine[stays | kept]
+        return kept
+
+    def _remember(self, regions: Regions, decision: Indices) -> None:
+        for name in np.unique(decision[decision > 0]).tolist():
+            now, before = self._track(regions, decision == name), self.tracks[name].histogram
+            self.tracks[name] = Track(before + RENEWAL * (now.histogram - before), now.motion, self.frame)
+
+    def _track(self, regions: Regions, members: NDArray[np.bool_]) -> Track:
+        histogram = members @ regions.histogram
+        return Track(histogram / histogram.sum(), _mean_motion(regions, members), self.frame)
+
+
+def largest_objects(labels: NDArray[np.integer], count: int = MAX_OBJECTS) -> NDArray[np.uint8]:
+    """Labels (T, H, W) of the ``count`` objects with the most pixels over all frames, numbered anew from 1."""
+    names, pixels = np.unique(labels[labels > 0], return_counts=True)
+    chosen = np.sort(names[np.argsort(-pixels, kind="stable")[:count]])
+    table = np.zeros(int(labels.max(initial=0)) + 1, dtype=np.uint8)
+    table[chosen] = np.arange(1, len(chosen) + 1)
+    return table[labels]
+
+
+def _mean_motion(regions: Regions, members: NDArray[np.bool_]) -> Floats:
+    return (members * regions.area) @ regions.motion / (members @ regions.area).clip(1)
+
+
+def _pixels_of(regions: Regions, labels: Indices, count: int) -> Floats:
+    """How many pixels of each superpixel carry each label below ``count``: (S, K)."""
+    return np.bincount(regions.labels.ravel() * count + labels.ravel(),
+                       minlength=len(regions.area) * count).reshape(-1, count).astype(float)
