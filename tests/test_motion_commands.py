@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
-from diffslic import cli, datasets, evaluation, pipeline
+from diffslic import cli, datasets, evaluation, metrics, pipeline
 from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
 from diffslic.flow import RAFT
@@ -113,6 +114,40 @@ def test_masks_of_a_video(capsys, base, tmp_path, method):
     assert masks[0].shape == (32, 40)
     if method == "spacetime":  # other windows, other masks
         assert "holds other masks" in fails(capsys, "segment", frames, "--out", tmp_path / "out", *how, "--window", -1)
+
+
+def test_objects_of_a_video_keep_their_numbers_and_a_stopped_run_goes_on(capsys, tmp_path):
+    """With the shipped networks: a crowd of a few small frames."""
+    [clip] = datasets.open("scenes", preset="crowd", n_clips=1, n_frames=5, size=(96, 160), seed=970_000)
+    for t in range(len(clip)):
+        io.write_image(tmp_path / "frames" / f"{t:05d}.png", clip.frame(t))
+    command = ["segment", tmp_path / "frames", "--out", tmp_path / "out", "--objects", "--no-overlay"]
+    assert run(capsys, *command)["frames"] == 5
+    masks = sorted((tmp_path / "out" / "masks").iterdir())
+    whole = [path.read_bytes() for path in masks]
+    labels = torch.stack([io.read_labels(path) for path in masks]).numpy()
+    assert labels.shape == (5, 96, 160) and 1 <= labels.max() <= 20
+    assert Image.open(masks[0]).mode == "P"
+    for path in masks[3:]:
+        path.unlink()
+    run(capsys, *command)
+    assert [path.read_bytes() for path in masks] == whole
+    assert "is for the method unet" in fails(capsys, *command[:3], tmp_path / "x", "--objects", "--method", "em")
+    assert "holds other masks" in fails(capsys, *command[:4])
+
+
+def test_objects_from_what_a_clip_holds(tmp_path):
+    scenes = datasets.open("scenes", preset="crowd", n_clips=1, n_frames=5, size=(96, 160), seed=970_000)
+    assert scenes[0].has("backward_flow")
+    ssn = SSN.from_pretrained("scenes")
+    [clip] = pipeline.precompute_superpixels(scenes, ssn, tmp_path, progress=False)
+    truth = np.stack([clip.labels(t).numpy() for t in range(len(clip))])
+    labels = pipeline.predict_objects(clip, truth)  # true flow, true masks: what is left is to tell them apart
+    assert metrics.davis(labels, truth, "unsupervised").summary()["J-Mean"] > 0.7
+    with pytest.raises(ValueError, match="masks must be"):
+        pipeline.predict_objects(clip, truth[:, 1:])
+    with pytest.raises(ValueError, match="single frame"):
+        pipeline.predict_objects(clip.part(0, 1), truth[:1])
 
 
 def test_a_stopped_run_goes_on_as_it_began(base, tmp_path):

@@ -137,6 +137,15 @@ def test_a_body_that_comes_back_is_known_by_its_colours():
     assert tracked(other)[0].max() == 2             # another colour is another object
 
 
+def test_there_are_no_more_names_than_asked_for_and_a_long_lost_one_is_given_again():
+    found, _ = tracked(crossing(3), most=1)
+    assert found.max() == 1
+    away = [(None, None)] * 45
+    found, _ = tracked([(8, None), (12, None), *away, (None, 32), (None, 28)], most=1)
+    assert found[1].max() == found[-1].max() == 1
+    assert tracked([(8, None), (12, None), *away[:9], (None, 32), (None, 28)], most=1)[0][-1].max() == 0
+
+
 def test_given_objects_are_carried_and_nothing_is_born():
     tracker = Tracker(births=False)
     for t, (left, right) in enumerate(crossing(5)):

@@ -35,6 +35,8 @@ def segment(
                                                 show_default="motion, em or spacetime")] = None,
     window: Annotated[int | None, typer.Option(help="Of spacetime: frames seen at once, -1 for all.",
                                                show_default="9")] = None,
+    objects: Annotated[bool, typer.Option("--objects", help="Of unet: part what moves into objects that keep their "
+                                                            "number.")] = False,
     raft: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     ssn: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "scenes",
     rows: Annotated[int, typer.Option(help="Height at which the networks work.")] = 240,
@@ -50,14 +52,14 @@ def segment(
     Example: diffslic segment my_frames/ --out masks/
 
     masks/masks/ then holds a png with a palette per frame: 0 where the world stands, 1 where something moves; with
-    --method spacetime a number for each thing that moves, the same over the whole video.
+    --method spacetime or --objects a number for each thing that moves, the same over the whole video.
 
     All clips of a dataset: diffslic segment ../DAVIS2016 --dataset davis2016 --split val --out masks/
     """
     from diffslic import pipeline
 
-    how = {"method": method, "weights": weights, "window": window, "raft": raft, "ssn": ssn, "rows": rows,
-           "polished": polish, "device": device}
+    how = {"method": method, "weights": weights, "window": window, "objects": objects, "raft": raft, "ssn": ssn,
+           "rows": rows, "polished": polish, "device": device}
     if dataset == "folder":
         result = pipeline.segment(source, **how)
         result.save(out, overlay, fps, progress=not as_json)

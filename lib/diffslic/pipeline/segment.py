@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import tee
 from pathlib import Path
@@ -21,8 +21,8 @@ from diffslic.files import note_says, write_note
 from diffslic.flow import POLISH, RAFT
 from diffslic.pipeline.inputs import clip_input, find_superpixels, mirrored_input, network_input
 from diffslic.pipeline.motion import painted
-from diffslic.pipeline.precompute import ends, fingerprint, video_flow
-from diffslic.segmentation import MotionNet, UNet
+from diffslic.pipeline.precompute import ends, fingerprint, video_flow, video_flow_both_ways
+from diffslic.segmentation import MotionNet, Tracker, UNet, regions_of
 from diffslic.superpixels import SSN
 from diffslic.training import device_of
 
@@ -88,12 +88,15 @@ class Segmentation(ABC):
 
         The last frame's flow is the way back, turned around.
         """
+        return _frames_with_flow(self.raft, self._pictures(start), self.n_iters, self.polished)
+
+    def _pictures(self, start: int = 0) -> Iterator[Tensor]:
+        """Frames (3, h, w) at the height of the networks."""
         height, width = self.clip.size
         size = (self.rows, max(8, round(width * self.rows / height))) if self.rows < height else self.clip.size
         device = device_of(self.raft)
-        pictures = (geometry.resize(self.clip.frame(t)[None].to(device), size)[0]
-                    for t in range(start, len(self.clip)))
-        return _frames_with_flow(self.raft, pictures, self.n_iters, self.polished)
+        for t in range(start, len(self.clip)):
+            yield geometry.resize(self.clip.frame(t)[None].to(device), size)[0]
 
     def save(self, folder: str | Path, overlay: bool = True, fps: float | None = None,
              progress: bool = True) -> None:
@@ -161,6 +164,38 @@ class UNetSegmentation(Segmentation):
 
 
 @dataclass(frozen=True)
+class ObjectSegmentation(UNetSegmentation):
+    """Several objects: what the U-Net finds, parted on a graph of superpixels and followed through the video.
+
+    Names depend on all frames before, so a stopped run computes those once more.
+    """
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        return {**super().made_by, "objects": asdict(Tracker())}
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        tracker, inputs = Tracker(), self.unet.config.inputs
+        for t, (frame, flow, back, hidden) in enumerate(self._frames_both_ways()):
+            superpixels = find_superpixels(self.ssn, frame)
+            mask = _mask(self.unet, network_input(inputs, flow, superpixels, frame), (frame.shape[-2], frame.shape[-1]))
+            regions = regions_of(superpixels.labels, frame, flow, torch.from_numpy(mask > 0), hidden)
+            labels = tracker.step(regions, back).labels
+            if t >= start:
+                yield geometry.resize_labels(labels[None], self.clip.size)[0].byte().numpy()
+
+    def _frames_both_ways(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
+        """Every frame with its flow to the next, back to the one before, and the pixels that the next hides."""
+        ahead, seen = tee(self._pictures())
+        back = None
+        for both, frame in zip(video_flow_both_ways(self.raft, ahead, self.n_iters, self.polished), seen):
+            yield frame, both.forward, back, both.occlusion
+            back = both.backward
+        assert back is not None  # there are two frames at least
+        yield next(seen), -back, back, None
+
+
+@dataclass(frozen=True)
 class MotionSegmentation(Segmentation):
     """By a MotionNet that never saw a mask: labels from 1 are layers that move, the same ones in all frames.
 
@@ -191,7 +226,8 @@ class MotionSegmentation(Segmentation):
 
 def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: str | Path = "small",
             ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, polished: bool = True,
-            method: str = "unet", window: int | None = None, device: str = "cpu") -> Segmentation:
+            method: str = "unet", window: int | None = None, objects: bool = False,
+            device: str = "cpu") -> Segmentation:
     """The whole job: ``segment("my_frames/").save("masks/")``.
 
     Args:
@@ -201,6 +237,7 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
         method: "unet" (learned from masks), "em" or "spacetime" (learned from flow alone, see :class:`MotionNet`).
         n_iters, polished: see :func:`video_flow`. window: see :meth:`MotionNet.segment`.
+        objects: of the U-Net: part what moves into at most 20 objects that keep their names.
 
     Returns:
         A :class:`Segmentation`, nothing of which is computed yet.
@@ -218,8 +255,11 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if method == "unet":
         if window is not None:
             raise ValueError("a U-Net sees one frame at a time: window is for em and spacetime")
-        return UNetSegmentation(clip, flow, rows, n_iters, polished, UNet.from_pretrained(weights or "motion", device),
-                                SSN.from_pretrained(ssn, device))
+        kind = ObjectSegmentation if objects else UNetSegmentation
+        return kind(clip, flow, rows, n_iters, polished, UNet.from_pretrained(weights or "motion", device),
+                    SSN.from_pretrained(ssn, device))
+    if objects:
+        raise ValueError(f"{method} numbers its own layers: objects is for the method unet")
     if window is not None and window != -1 and window < 1:
         raise ValueError(f"a window has at least one frame, or is -1 for the whole clip, got {window}")
     net = MotionNet.from_pretrained(weights or method, device)

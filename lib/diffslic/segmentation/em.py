@@ -4,8 +4,8 @@ Each layer has a parametric motion, and a pixel belongs to a layer the more like
 layer's. Fit the motions to the masks, assign the pixels to the motions, repeat (Dempster et al., 1977; for motion Ayer
 and Sawhney, 1995). It climbs to some optimum, and to which depends on where it starts: at random masks, for a field by
 itself; for the frames of a clip at one layer, to which others are added where the motions so far explain the flow
-worst. What a network trained on the same loss (:mod:`diffslic.segmentation.coherence`) learns from many videos, this begins
-anew every time.
+worst. What a network trained on the same loss (:mod:`diffslic.segmentation.coherence`) learns from many videos, this
+begins anew every time.
 """
 
 from typing import NamedTuple

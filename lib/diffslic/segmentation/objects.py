@@ -49,6 +49,7 @@ class Tracker:
     """Names objects frame by frame; nothing of earlier frames but the last labels and each track's colours is kept."""
 
     births: bool = True  # whether what no track explains becomes one
+    most: int = MAX_OBJECTS  # names at a time; one that was lost for long is given to another object
     threshold: float = 0.8  # see :func:`diffslic.segmentation.proposals`
     colour: float = 1.0
     hidden: float = 0.3
@@ -136,10 +137,19 @@ class Tracker:
             again = max(lost, key=lambda k: alike[i, k], default=-1)
             if again >= 0 and alike[i, again] > KNOWN_AGAIN:
                 names[i] = known[again]
-            elif self.births:
-                names[i] = max(self.tracks, default=0) + 1
-                self.tracks[int(names[i])] = self._track(regions, members[i])
+            elif name := self._free_name():
+                names[i] = name
+                self.tracks[name] = self._track(regions, members[i])
         return names
+
+    def _free_name(self) -> int:
+        """A name for a new object; 0 where there may be none."""
+        if not self.births:
+            return 0
+        if len(self.tracks) < self.most:
+            return next(name for name in range(1, self.most + 1) if name not in self.tracks)
+        name = min(self.tracks, key=lambda name: self.tracks[name].seen)
+        return name if self.frame - self.tracks[name].seen > PATIENCE else 0
 
     def _is_part(self, regions: Regions, found: Indices, names: Indices, piece: NDArray[np.bool_], name: int) -> bool:
         """Whether a piece moves with the proposals that go by a name, or else with what the track was."""
