@@ -144,6 +144,23 @@ def test_objects_from_what_a_clip_holds(tmp_path):
     truth = np.stack([clip.labels(t).numpy() for t in range(len(clip))])
     labels = pipeline.predict_objects(clip, truth)  # true flow, true masks: what is left is to tell them apart
     assert metrics.davis(labels, truth, "unsupervised").summary()["J-Mean"] > 0.7
+    first = clip.labels(0).clone()
+    first[first == 2] = 7                       # ids with gaps
+    void = first == 0
+    first[:4][void[:4]] = 255
+    other = 3 * (clip.labels(2) == 3)           # enters with the third frame
+    first[first == 3] = 0
+    carried = pipeline.propagate_objects(clip, {0: first, 2: other})
+    assert set(np.unique(carried)) <= {0, *first.unique().tolist(), 3} - {255}
+    assert (carried[0] == np.where(first.numpy() == 255, 0, first.numpy())).all()
+    assert not (carried[:2] == 3).any() and ((carried[2] == 3) >= (other.numpy() == 3)).all()
+    truth[truth == 2] = 7
+    both, either = ([np.count_nonzero(way(carried[2:] == name, truth[2:] == name)) for name in np.unique(carried)[1:]]
+                    for way in (np.logical_and, np.logical_or))
+    assert sum(both) > 0.7 * sum(either)
+    for wrong, told in (({}, "must be given"), ({9: first}, "must be given"), ({0: first[1:]}, "of the frame")):
+        with pytest.raises(ValueError, match=told):
+            pipeline.propagate_objects(clip, wrong)
     with pytest.raises(ValueError, match="masks must be"):
         pipeline.predict_objects(clip, truth[:, 1:])
     with pytest.raises(ValueError, match="single frame"):
