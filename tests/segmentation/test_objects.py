@@ -121,6 +121,8 @@ def test_linked_components_are_one_to_one_and_new_where_nothing_was():
     assert labels[0].max() == 1
     assert len({int(labels[1, 0, x]) for x in (0, 6, 14)}) == 3 and 1 in (labels[1, 0, 0], labels[1, 0, 6])
     assert labels[2].max() == 0
+    with pytest.raises(ValueError, match="masks must be"):
+        linked_components(masks[0])
 
 
 def test_a_body_that_stops_moving_is_not_lost():

@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from diffslic.metrics.arrays import integers
+from diffslic.metrics.arrays import Array, integers
 
 
 def best_iou(layers: Any, truth: Any, void: int = 255) -> dict[int, float]:
@@ -21,13 +22,17 @@ def best_iou(layers: Any, truth: Any, void: int = 255) -> dict[int, float]:
     layers, truth = integers(layers, "layers", layout), integers(truth, "truth", layout)
     if layers.shape != truth.shape:
         raise ValueError(f"layers are {layers.shape} but truth is {truth.shape}")
-    layers, truth = layers[truth != void], truth[truth != void]
-    ids, truth = np.unique(truth, return_inverse=True)
-    known, layers = np.unique(layers, return_inverse=True)
-    pairs = np.bincount(truth * max(len(known), 1) + layers, minlength=len(ids) * len(known))
-    both = pairs.reshape(len(ids), len(known))
-    either = both.sum(axis=1)[:, None] + both.sum(axis=0) - both
-    return {int(label): float(score) for label, score in zip(ids, (both / either).max(axis=1, initial=0))}
+    ids, _, overlaps = pairwise_iou(truth[truth != void], layers[truth != void])
+    return {int(label): float(score) for label, score in zip(ids, overlaps.max(axis=1, initial=0))}
+
+
+def pairwise_iou(first: Array, second: Array) -> tuple[Array, Array, NDArray[np.float64]]:
+    """The ids (N,) and (M,) of two labellings of the same pixels (P,), and their intersections over unions (N, M)."""
+    ids, first = np.unique(first, return_inverse=True)
+    others, second = np.unique(second, return_inverse=True)
+    pairs = np.bincount(first * max(len(others), 1) + second, minlength=len(ids) * len(others))
+    both = pairs.reshape(len(ids), len(others))
+    return ids, others, both / (both.sum(axis=1)[:, None] + both.sum(axis=0) - both)
 
 
 def box_iou(mask: Any, truth: Any) -> float:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from diffslic.metrics.arrays import Array, integers
+from diffslic.metrics.segments import pairwise_iou
 
 
 class ClearMOT(NamedTuple):
@@ -51,9 +52,9 @@ def clear_mot(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255) ->
     switches = misses = false_positives = count = 0
     for labels, objects in zip(pred, truth):
         counts = objects != void
-        labels, objects = labels[counts], objects[counts]
-        known, shown = np.unique(objects[objects > 0]), np.unique(labels[labels > 0])
-        matches = _matches(_overlaps(objects, labels, known, shown), known, shown, holder, threshold)
+        known, shown, overlaps = pairwise_iou(objects[counts], labels[counts])
+        overlaps, known, shown = overlaps[known > 0][:, shown > 0], known[known > 0], shown[shown > 0]
+        matches = _matches(overlaps, known, shown, holder, threshold)
         switches += sum(last.get(thing, label) != label for thing, label in matches.items())
         misses += len(known) - len(matches)
         false_positives += len(shown) - len(matches)
@@ -61,15 +62,6 @@ def clear_mot(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255) ->
         last |= matches
         holder |= {label: thing for thing, label in matches.items()}
     return ClearMOT(switches, misses, false_positives, count)
-
-
-def _overlaps(objects: Array, labels: Array, known: Array, shown: Array) -> NDArray[np.float64]:
-    """Intersections over unions (N, M) of the known objects and the labels shown."""
-    both = np.array([[np.count_nonzero((objects == thing) & (labels == label)) for label in shown]
-                     for thing in known], dtype=float).reshape(len(known), len(shown))
-    sizes = [np.array([np.count_nonzero(values == name) for name in names], dtype=float)
-             for values, names in ((objects, known), (labels, shown))]
-    return both / (sizes[0][:, None] + sizes[1] - both)
 
 
 def _matches(overlaps: NDArray[np.float64], known: Array, shown: Array, holder: dict[int, int],

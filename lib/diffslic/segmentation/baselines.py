@@ -52,7 +52,12 @@ def linked_components(masks: NDArray[np.integer], smallest: float = 100) -> NDAr
 
     Returns:
         (T, H, W) labels, 0 background.
+
+    Raises:
+        ValueError: masks of other axes.
     """
+    if masks.ndim != 3 or 0 in masks.shape:
+        raise ValueError(f"masks must be (T, H, W), got {masks.shape}")
     labels = np.zeros(masks.shape, dtype=np.int64)
     n_names = 0
     for t, mask in enumerate(masks):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffslic.geometry import pixel_grid
-from diffslic.segmentation.parametric import check_flow
+from diffslic.segmentation.parametric import check_flow, flow_distance
 from diffslic.segmentation.spacetime import fit_spacetime, spacetime_flow
 
 SMALLEST_SCALE = 0.05  # pixels: of the noise; below, one layer could shrink to its exact pixels
@@ -125,7 +125,8 @@ def _round(flow: Tensor, masks: Tensor, model: str) -> tuple[Tensor, Tensor, Ten
 def _squares(flow: Tensor, theta: Tensor, model: str) -> Tensor:
     """Square distances (B, L, T, H, W) of flow (B, 2, T, H, W) from the motions, in square pixels."""
     height, width = flow.shape[-2:]
-    return (spacetime_flow(theta, flow.shape[2], (height, width), model).to(flow) - flow[:, None]).square().sum(2)
+    motion = spacetime_flow(theta, flow.shape[2], (height, width), model).to(flow)
+    return flow_distance(motion - flow[:, None], "squared", axis=2)
 
 
 def _around_worst(flow: Tensor, distance: Tensor) -> Tensor:

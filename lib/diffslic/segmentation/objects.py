@@ -23,6 +23,7 @@ JOINS = 0.3  # share of a proposal carried from one track, above which it may be
 OTHER_MOTION = 2.0  # difference in motion, as between neighbours in a graph, above which it is an object of its own
 KEEPS = 0.5  # share of a superpixel carried from a track without a proposal, above which it stays with that track
 LIVES_ON = 0.5  # the same outside the foreground
+GROUND = 0.7  # share of a superpixel outside the foreground carried from tracks, below which its colours are ground
 KNOWN_AGAIN = 0.7  # likeness of colours above which a lost track is found again
 PATIENCE = 40  # frames for which it may be
 RENEWAL = 0.1  # share of a track's colours that every frame renews
@@ -167,12 +168,15 @@ class Tracker:
         mine = carried[:, 1:].argmax(axis=1) + 1 if carried.shape[1] > 1 else np.zeros(len(found), dtype=np.int64)
         share = carried[np.arange(len(found)), mine]
         stays = (found >= 0) & (share > KEEPS) & (mine > 0) & ~np.isin(mine, names)
-        behind = (found < 0) & (carried[:, 1:].sum(axis=1) < 1 - JOINS)
-        ground = (behind @ regions.histogram) / (behind @ regions.histogram).sum().clip(1)
-        kept = np.zeros(len(found), dtype=bool)
-        for i in np.flatnonzero((found < 0) & (share > LIVES_ON) & (mine > 0)):
-            colours = np.sqrt(regions.histogram[i])
-            kept[i] = colours @ np.sqrt(self.tracks[int(mine[i])].histogram) > colours @ np.sqrt(ground)
+        histograms = np.zeros((carried.shape[1], regions.histogram.shape[1]))  # of the tracks, the ground's first
+        histograms[0] = ((found < 0) & (carried[:, 1:].sum(axis=1) < GROUND)) @ regions.histogram
+        histograms[0] /= histograms[0].sum().clip(1)
+        for name, track in self.tracks.items():
+            if name < len(histograms):                                      # the others are new in this frame
+                histograms[name] = track.histogram
+        alike = np.sqrt(regions.histogram) @ np.sqrt(histograms).T          # (S, K)
+        better = alike[np.arange(len(found)), mine] > alike[:, 0]
+        kept = (found < 0) & (share > LIVES_ON) & (mine > 0) & better
         decision[stays | kept] = mine[stays | kept]
         return kept
 
