@@ -32,11 +32,12 @@ def frame_of(left: int | None, right: int | None) -> tuple[torch.Tensor, torch.T
 
 def tracked(places, foreground=None, **how) -> tuple[np.ndarray, np.ndarray]:
     """Labels (T, H, W) by a tracker, and the truth, of bodies at these places in each frame."""
-    tracker, found, truth = Tracker(smallest=16, **how), [], []
+    tracker, found, truth = Tracker(**how), [], []
     for t, (left, right) in enumerate(places):
         labels, image, flow = frame_of(left, right)
         moving = labels > 0 if foreground is None else foreground(t, labels)
-        frame = tracker.step(regions_of(squares(), image, flow, moving), -flow if t else None)
+        regions = regions_of(squares(), image, flow, moving)
+        frame = tracker.step(regions, proposals(regions, smallest=16), -flow if t else None)
         found.append(frame.labels.numpy())
         truth.append(labels.numpy())
     return np.stack(found), np.stack(truth)
@@ -153,7 +154,7 @@ def test_given_objects_are_carried_and_nothing_is_born():
     for t, (left, right) in enumerate(crossing(5)):
         labels, image, flow = frame_of(left, right)
         regions = regions_of(squares(), image, flow, torch.zeros(SIZE, dtype=torch.bool))
-        frame = tracker.step(regions, -flow if t else None)
+        frame = tracker.step(regions, np.full(len(regions.area), -1), -flow if t else None)
         if t == 0:
             assert frame.labels.max() == 0
             tracker.give(regions, 5 * (labels == 1))
@@ -187,9 +188,12 @@ def test_nonsense_is_refused():
         with pytest.raises(ValueError, match=told):
             regions_of(*wrong)
     tracker, regions = Tracker(), regions_of(squares(), image, flow, labels > 0)
-    tracker.step(regions)
+    found = proposals(regions, smallest=16)
+    tracker.step(regions, found)
     for back in (None, flow[:, 1:]):
         with pytest.raises(ValueError, match="flow back"):
-            tracker.step(regions, back)
+            tracker.step(regions, found, back)
+    with pytest.raises(ValueError, match="proposals must be those of 128"):
+        tracker.step(regions, found[1:], -flow)
     with pytest.raises(ValueError, match="labels must be integers"):
         tracker.give(regions, labels[1:])

@@ -37,6 +37,11 @@ def segment(
                                                show_default="9")] = None,
     objects: Annotated[bool, typer.Option("--objects", help="Of unet: part what moves into objects that keep their "
                                                             "number.")] = False,
+    instances: Annotated[str | None, typer.Option(help="Of --objects: the network that parts them, a shipped name or a "
+                                                       "file.", show_default="none, a graph of superpixels")] = None,
+    given: Annotated[Path | None, typer.Option(help="Follow objects whose masks are given: GIVEN/<frame>.png, of a "
+                                                    "dataset GIVEN/<clip>/<frame>.png; each id counts in the first "
+                                                    "frame that has it.")] = None,
     raft: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     ssn: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "scenes",
     rows: Annotated[int, typer.Option(help="Height at which the networks work.")] = 240,
@@ -44,6 +49,9 @@ def segment(
     overlay: Annotated[bool, typer.Option(help="Also write overlay frames and film.")] = True,
     fps: Annotated[float | None, typer.Option(help="Frames per second of the film.",
                                               show_default="the video's, or 24")] = None,
+    official: Annotated[bool, typer.Option("--official", help="Write OUT/<frame>.png, of a dataset "
+                                                              "OUT/<clip>/<frame>.png, and nothing else: as the "
+                                                              "official DAVIS evaluation reads it.")] = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -55,18 +63,26 @@ def segment(
     --method spacetime or --objects a number for each thing that moves, the same over the whole video.
 
     All clips of a dataset: diffslic segment ../DAVIS2016 --dataset davis2016 --split val --out masks/
-    """
-    from diffslic import pipeline
 
-    how = {"method": method, "weights": weights, "window": window, "objects": objects, "raft": raft, "ssn": ssn,
+    DAVIS 2017, unsupervised: diffslic segment ../DAVIS --dataset davis2017 --objects --official --out masks/
+
+    Semi-supervised: the same with --given ../DAVIS/Annotations/480p for --objects
+    """
+    from diffslic import datasets, pipeline
+
+    if instances is not None and not objects:
+        raise ValueError("--instances is the network of --objects")
+    parted = (instances or "graph") if objects else None
+    how = {"method": method, "weights": weights, "window": window, "objects": parted, "raft": raft, "ssn": ssn,
            "rows": rows, "polished": polish, "device": device}
     if dataset == "folder":
-        result = pipeline.segment(source, **how)
-        result.save(out, overlay, fps, progress=not as_json)
-        clips = [result.clip]
+        clip = datasets.open("folder", root=source)[0]
+        masks = None if given is None else datasets.given_masks(given, clip)
+        pipeline.segment(clip, **how, given=masks).save(out, overlay, fps, official, progress=not as_json)
+        clips = [clip]
     else:
         clips = open_clips(dataset, source, split, resolution)
-        pipeline.segment_clips(clips, out, overlay, fps, progress=not as_json, **how)
+        pipeline.segment_clips(clips, out, overlay, fps, official, given, progress=not as_json, **how)
     show({"clips": len(clips), "frames": sum(map(len, clips)), "out": str(out)}, as_json)
 
 

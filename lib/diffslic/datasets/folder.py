@@ -1,14 +1,16 @@
 """Somebody's own material: a folder of frames, with masks or without, or a video file."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from diffslic.datasets.clip import Clip, Reader
+from diffslic.datasets.clip import VOID, Clip, Reader
 from diffslic.datasets.io import IMAGE_SUFFIXES, check_size, image_size, read_image, read_labels
 from diffslic.datasets.problems import problems_of
 from diffslic.datasets.video import VIDEO_SUFFIXES, Video
@@ -94,6 +96,48 @@ def _read_mask(paths: Sequence[Path], size: tuple[int, int], t: int) -> Tensor:
     labels = check_size(paths[t], read_labels(paths[t]), size, "its frame")
     binary = ((labels == 0) | (labels == 255)).all()
     return labels // 255 if binary else labels
+
+
+def given_masks(folder: str | Path, clip: Clip) -> dict[int, Tensor]:
+    """Masks with which objects are given to be followed: of each frame (H, W) the ids that no frame before has.
+
+    Args:
+        folder: ``<frame name>.png`` of some frames of the clip, or of all; 0 is background and 255 void.
+
+    A mask of another size is brought to that of the frames, with a warning, as long as its shape differs by less than
+    a hundredth.
+
+    Raises:
+        FileNotFoundError: no folder, or no mask of a frame. ValueError: a mask of another shape than its frame, or no
+            id in any: levels of 0 and 255 alone say which pixels are void, not whose they are.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder, expected masks of frames, such as {clip.frame_name(0)}.png")
+    paths = {path.stem: path for path in image_files(folder)}
+    given: dict[int, Tensor] = {}
+    known = torch.tensor([0, VOID])
+    for t in range(len(clip)):
+        if (path := paths.get(clip.frame_name(t))) is not None:
+            labels = _fitted(path, read_labels(path), clip)
+            entering = torch.where(torch.isin(labels, known), 0, labels)
+            if entering.any():
+                given[t] = entering
+                known = torch.cat([known, entering.unique()])
+    if not set(paths) & {clip.frame_name(t) for t in range(len(clip))}:
+        raise FileNotFoundError(f"{folder}: no mask of a frame of clip {clip.name!r}, such as {clip.frame_name(0)}.png")
+    if not given:
+        raise ValueError(f"{folder}: no mask has an object, ids from 1 to 254 (0 is background, 255 void)")
+    return given
+
+
+def _fitted(path: Path, labels: Tensor, clip: Clip) -> Tensor:
+    (height, width), size = labels.shape, clip.size
+    if (height, width) != size and abs(width * size[0] / (height * size[1]) - 1) < 0.01:
+        warnings.warn(f"{path}: {height}x{width} (rows x columns), brought to {size[0]}x{size[1]} as clip "
+                      f"{clip.name!r} has", stacklevel=3)
+        return resize_labels(labels[None], size)[0]
+    return check_size(path, labels, size, f"clip {clip.name!r}")
 
 
 def _from_video(path: Path) -> Clip:

@@ -15,10 +15,11 @@ from diffslic.metrics.masks import davis_summary as davis_summary
 from diffslic.metrics.partitions import compactness as compactness
 from diffslic.metrics.partitions import explained_variation as explained_variation
 from diffslic.metrics.partitions import superpixels as superpixels
+from diffslic.metrics.segments import assigned_iou as assigned_iou
 from diffslic.metrics.segments import best_iou as best_iou
 from diffslic.metrics.segments import box_iou as box_iou
 from diffslic.metrics.tracks import ClearMOT as ClearMOT
 from diffslic.metrics.tracks import clear_mot as clear_mot
 
-__all__ = ["MAX_PROPOSALS", "PROTOCOLS", "STATISTICS", "ClearMOT", "DavisScore", "best_iou", "box_iou", "clear_mot",
-           "compactness", "davis", "davis_summary", "depth", "explained_variation", "flow", "superpixels"]
+__all__ = ["MAX_PROPOSALS", "PROTOCOLS", "STATISTICS", "ClearMOT", "DavisScore", "assigned_iou", "best_iou", "box_iou",
+           "clear_mot", "compactness", "davis", "davis_summary", "depth", "explained_variation", "flow", "superpixels"]

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from diffslic.metrics.arrays import Array, integers
 
@@ -18,12 +19,35 @@ def best_iou(layers: Any, truth: Any, void: int = 255) -> dict[int, float]:
         layers: (H, W) or (T, H, W) integers. truth: the same, ids from 0.
         void: id of pixels that count for nothing.
     """
+    layers, truth = _same_sizes(layers, truth)
+    ids, _, overlaps = pairwise_iou(truth[truth != void], layers[truth != void])
+    return {int(label): float(score) for label, score in zip(ids, overlaps.max(axis=1, initial=0))}
+
+
+def assigned_iou(layers: Any, truth: Any, void: int = 255) -> dict[int, float]:
+    """For every object of the truth the IoU of the layer assigned to it, one to one so that their sum is largest.
+
+    0 is the background of both and takes no part. An object without a layer of its own has 0.
+
+    Args:
+        layers: (H, W) or (T, H, W) integers. truth: the same, ids from 0.
+        void: id of pixels that count for nothing.
+    """
+    layers, truth = _same_sizes(layers, truth)
+    ids, others, overlaps = pairwise_iou(truth[truth != void], layers[truth != void])
+    overlaps = overlaps[ids > 0][:, others > 0]
+    scores = dict.fromkeys(ids[ids > 0].tolist(), 0.0)
+    for row, column in zip(*linear_sum_assignment(overlaps, maximize=True)):
+        scores[int(ids[ids > 0][row])] = float(overlaps[row, column])
+    return scores
+
+
+def _same_sizes(layers: Any, truth: Any) -> tuple[Array, Array]:
     layout = "(H, W)" if np.ndim(layers) == 2 else "(T, H, W)"
     layers, truth = integers(layers, "layers", layout), integers(truth, "truth", layout)
     if layers.shape != truth.shape:
         raise ValueError(f"layers are {layers.shape} but truth is {truth.shape}")
-    ids, _, overlaps = pairwise_iou(truth[truth != void], layers[truth != void])
-    return {int(label): float(score) for label, score in zip(ids, overlaps.max(axis=1, initial=0))}
+    return layers, truth
 
 
 def pairwise_iou(first: Array, second: Array) -> tuple[Array, Array, NDArray[np.float64]]:

@@ -12,6 +12,7 @@ from diffslic.pipeline.inputs import find_superpixels as find_superpixels
 from diffslic.pipeline.inputs import flow_channels as flow_channels
 from diffslic.pipeline.inputs import mirrored_input as mirrored_input
 from diffslic.pipeline.inputs import network_input as network_input
+from diffslic.pipeline.inputs import position as position
 from diffslic.pipeline.inputs import superpixel_differences as superpixel_differences
 from diffslic.pipeline.motion import em_mask as em_mask
 from diffslic.pipeline.motion import motion_fields as motion_fields
@@ -36,7 +37,7 @@ from diffslic.pipeline.segment import segment_clips as segment_clips
 
 __all__ = ["INPUTS", "LEAST_SPREAD", "N_SPIXELS", "Segmentation", "Superpixels", "cache_folder", "clip_input",
            "em_mask", "find_superpixels", "fingerprint", "flow_channels", "frame_depth", "mirrored_input",
-           "motion_fields", "network_input", "painted", "pair_depth", "precompute_flow", "precompute_superpixels",
-           "precompute_tvl1", "predict", "predict_from_flow", "predict_motion", "predict_objects", "propagate_objects",
-           "save_depth", "save_flow", "save_superpixels", "segment", "segment_clips", "superpixel_differences",
-           "video_flow", "video_flow_both_ways"]
+           "motion_fields", "network_input", "painted", "pair_depth", "position", "precompute_flow",
+           "precompute_superpixels", "precompute_tvl1", "predict", "predict_from_flow", "predict_motion",
+           "predict_objects", "propagate_objects", "save_depth", "save_flow", "save_superpixels", "segment",
+           "segment_clips", "superpixel_differences", "video_flow", "video_flow_both_ways"]

@@ -45,10 +45,11 @@ def superpixel_differences(superpixels: Superpixels) -> Tensor:
 
 def network_input(inputs: Sequence[str], flow: Tensor | None = None, superpixels: Superpixels | None = None,
                   frame: Tensor | None = None) -> Tensor:
-    """Channels (C, H, W) in the order of ``inputs``, each one of :data:`INPUTS`.
+    """Channels (C, H, W) in the order of ``inputs``, each one of :data:`INPUTS` or "position" (:func:`position`).
 
     Args:
-        flow: (2, H, W) in pixels. frame: (3, H, W) RGB in [0, 1]. Only what ``inputs`` names is needed.
+        flow: (2, H, W) in pixels. frame: (3, H, W) RGB in [0, 1]. Only what ``inputs`` names is needed; of the
+            position, anything that tells the size.
 
     Raises:
         ValueError: an unknown input, or one that was not given.
@@ -59,23 +60,31 @@ def network_input(inputs: Sequence[str], flow: Tensor | None = None, superpixels
                         else lambda: superpixel_differences(superpixels).T[:, superpixels.labels]),
         "image": None if frame is None else lambda: 2 * frame - 1,
     }
+    shown = next((x for x in (flow, frame, None if superpixels is None else superpixels.labels) if x is not None), None)
+    given["position"] = None if shown is None else lambda: position(shown.shape[-2], shown.shape[-1]).to(shown.device)
     for name in inputs:
         if given.get(name) is None:
-            raise ValueError(f"the input {name!r} is {'missing' if name in INPUTS else 'unknown'}; "
-                             f"inputs are {', '.join(INPUTS)}")
+            raise ValueError(f"the input {name!r} is {'missing' if name in given else 'unknown'}; "
+                             f"inputs are {', '.join(given)}")
     return torch.cat([given[name]() for name in inputs])
+
+
+def position(height: int, width: int) -> Tensor:
+    """Where a pixel lies: (2, H, W) from -1 to 1, to the right and down."""
+    ends = torch.tensor([width - 1, height - 1])[:, None, None]
+    return 2 * geometry.pixel_grid(height, width) / ends.clamp(min=1) - 1
 
 
 def mirrored_input(channels: Tensor, inputs: Sequence[str]) -> Tensor:
     """What :func:`network_input` gives for the mirrored frame, from what it gave for the frame: (C, H, W)."""
-    mirrored = channels.flip(-1)
-    if "flow" in inputs:
-        sizes = {"flow": 4, "image": 3}
-        sizes["superpixels"] = len(channels) - sum(sizes.get(name, 0) for name in inputs)
-        start = sum(sizes[name] for name in inputs[:inputs.index("flow")])
-        flow = slice(start, start + sizes["flow"])
-        mirrored[flow] = geometry.flip_flow_horizontal(channels[flow].unflatten(0, (2, 2))).flatten(0, 1)
-    return mirrored
+    sizes = {"flow": 4, "image": 3, "position": 2}
+    sizes["superpixels"] = len(channels) - sum(sizes.get(name, 0) for name in inputs)
+    mirror: dict[str, Callable[[Tensor], Tensor]] = {
+        "flow": lambda part: geometry.flip_flow_horizontal(part.unflatten(0, (2, 2))).flatten(0, 1),
+        "position": lambda part: part,  # the frame is another, its places are the same
+    }
+    parts = zip(inputs, channels.split([sizes[name] for name in inputs]))
+    return torch.cat([mirror.get(name, geometry.flip_horizontal)(part) for name, part in parts])
 
 
 def clip_input(clip: Clip, t: int, inputs: Sequence[str]) -> Tensor:

@@ -1,6 +1,7 @@
 """Flow, superpixels and what moves to several objects with names."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,18 +10,85 @@ from torch import Tensor
 
 from diffslic.datasets.clip import VOID, Clip
 from diffslic.flow import occlusion
-from diffslic.segmentation import Regions, Tracker, regions_of
+from diffslic.pipeline.inputs import Superpixels, network_input
+from diffslic.segmentation import Regions, Tracker, UNet, network_proposals, proposals, regions_of
+from diffslic.segmentation.objects import Frame
+from diffslic.training import device_of
 
 
-def predict_objects(clip: Clip, masks: NDArray[np.integer], tracker: Tracker | None = None) -> NDArray[np.int64]:
-    """Objects of a clip from what it already holds (see ``precompute_*``), superpixels and flow both ways.
+class View(NamedTuple):
+    """What is known of a frame before anything is told apart."""
 
-    Labels go from frame to frame by the way back, and borders with occluded pixels count as the edge of something in
-    front.
+    frame: Tensor  # (3, H, W) RGB in [0, 1]
+    flow: Tensor  # (2, H, W) in pixels to the next frame; of the last one the way back, turned around
+    back: Tensor | None  # (2, H, W) to the frame before
+    hidden: Tensor | None  # (H, W) bool: what the next frame does not show
+    superpixels: Superpixels
+
+    def regions(self, foreground: Tensor) -> Regions:
+        """The frame as a graph, of what may be an object (H, W)."""
+        return regions_of(self.superpixels.labels, self.frame, self.flow, foreground, self.hidden)
+
+
+Proposals = Callable[[View, Regions], NDArray[np.int64]]  # (S,) the proposal of each superpixel, -1 for none
+
+
+def graph_proposals(view: View, regions: Regions) -> NDArray[np.int64]:
+    """Objects by merging superpixels on the graph: see :func:`diffslic.segmentation.proposals`."""
+    return proposals(regions)
+
+
+def learned_proposals(net: UNet) -> Proposals:
+    """Objects by a network of several masks: see :func:`diffslic.segmentation.network_proposals`."""
+
+    @torch.no_grad()
+    def propose(view: View, regions: Regions) -> NDArray[np.int64]:
+        channels = network_input(net.config.inputs, view.flow, view.superpixels, view.frame)
+        return network_proposals(net(channels[None].to(device_of(net)))[0], regions)
+
+    return propose
+
+
+def views_of(clip: Clip) -> Iterator[View]:
+    """Frames of a clip with what it already holds (see ``precompute_*``), superpixels and flow both ways.
+
+    Raises:
+        ValueError: a single frame. LookupError: a clip without flow both ways or superpixels.
+    """
+    if len(clip) < 2:
+        raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
+    for t in range(len(clip)):
+        back = clip.backward_flow(t) if t else None
+        if t < len(clip) - 1:
+            flow = clip.flow(t)
+            hidden = occlusion(flow[None], clip.backward_flow(t + 1)[None])[0]
+        else:
+            flow, hidden = -clip.backward_flow(t), None
+        superpixels = Superpixels(clip.superpixel_labels(t), clip.superpixel_vectors(t))
+        yield View(clip.frame(t), flow, back, hidden, superpixels)
+
+
+def track(views: Iterable[View], masks: Iterable[Tensor], propose: Proposals = graph_proposals,
+          tracker: Tracker | None = None) -> Iterator[Frame]:
+    """Objects frame by frame: what moves is parted into proposals, and these keep their names.
+
+    Args:
+        views: of all frames in order. masks: (H, W) bool of each, where something moves by itself.
+        propose: how a frame is parted, :func:`graph_proposals`, :func:`learned_proposals` or your own.
+        tracker: None: a new one with its defaults.
+    """
+    tracker = tracker or Tracker()
+    for view, mask in zip(views, masks):
+        regions = view.regions(mask)
+        yield tracker.step(regions, propose(view, regions), view.back)
+
+
+def predict_objects(clip: Clip, masks: NDArray[np.integer], propose: Proposals = graph_proposals,
+                    tracker: Tracker | None = None) -> NDArray[np.int64]:
+    """Objects of a clip from what it already holds: see :func:`views_of` and :func:`track`.
 
     Args:
         masks: (T, H, W), above 0 where something moves by itself, such as :func:`predict` gives.
-        tracker: None: a new one with its defaults.
 
     Returns:
         (T, H, W) labels: 0 background, from 1 objects.
@@ -31,11 +99,27 @@ def predict_objects(clip: Clip, masks: NDArray[np.integer], tracker: Tracker | N
     """
     if masks.shape != (len(clip), *clip.size):
         raise ValueError(f"masks must be {(len(clip), *clip.size)}, got {masks.shape}")
-    tracker, labels = tracker or Tracker(), []
-    for t in range(len(clip)):
-        regions, back = _regions(clip, t, torch.from_numpy(masks[t] > 0))
-        labels.append(tracker.step(regions, back).labels.numpy())
-    return np.stack(labels)
+    found = track(views_of(clip), (torch.from_numpy(mask > 0) for mask in masks), propose, tracker)
+    return np.stack([frame.labels.numpy() for frame in found])
+
+
+def propagate(views: Iterable[View], given: Mapping[int, Tensor]) -> Iterator[Frame]:
+    """Objects frame by frame whose masks are given: see :func:`propagate_objects`; the masks are of the views' size."""
+    tracker = Tracker(births=False)
+    for t, view in enumerate(views):
+        regions = view.regions(torch.zeros_like(view.frame[0], dtype=torch.bool))
+        frame = tracker.step(regions, np.full(len(regions.area), -1), view.back)
+        yield tracker.give(regions, torch.where(given[t] == VOID, 0, given[t])) if t in given else frame
+
+
+def check_given(clip: Clip, given: Mapping[int, Tensor]) -> None:
+    """Refuse given masks that are none of the clip's."""
+    if not given or not set(given) <= set(range(len(clip))):
+        raise ValueError(f"masks must be given of some of {len(clip)} frames, got those of {sorted(given)}")
+    for t, mask in given.items():
+        if mask.shape != clip.size or mask.is_floating_point() or not 0 <= int(mask.min()) <= int(mask.max()) <= VOID:
+            raise ValueError(f"the mask given of frame {t} must be integers of {clip.size} from 0 to {VOID}, got "
+                             f"{mask.dtype} {tuple(mask.shape)}, {mask.min():g} to {mask.max():g}")
 
 
 def propagate_objects(clip: Clip, given: Mapping[int, Tensor]) -> NDArray[np.int64]:
@@ -51,28 +135,5 @@ def propagate_objects(clip: Clip, given: Mapping[int, Tensor]) -> NDArray[np.int
     Raises:
         ValueError: no mask, one of a frame that there is not, or of another size.
     """
-    if not given or not set(given) <= set(range(len(clip))):
-        raise ValueError(f"masks must be given of some of {len(clip)} frames, got those of {sorted(given)}")
-    tracker, labels = Tracker(births=False), []
-    for t in range(len(clip)):
-        regions, back = _regions(clip, t, torch.zeros(clip.size, dtype=torch.bool))
-        now = tracker.step(regions, back).labels
-        if t in given:
-            known = torch.where(given[t] == VOID, 0, given[t])
-            tracker.give(regions, known)
-            now = torch.where(known > 0, known, now)
-        labels.append(now.numpy())
-    return np.stack(labels)
-
-
-def _regions(clip: Clip, t: int, foreground: Tensor) -> tuple[Regions, Tensor | None]:
-    """A frame as a graph, and the flow back to the one before; the last is seen by that, turned around."""
-    if len(clip) < 2:
-        raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
-    back = clip.backward_flow(t) if t else None
-    if t < len(clip) - 1:
-        flow = clip.flow(t)
-        hidden = occlusion(flow[None], clip.backward_flow(t + 1)[None])[0]
-    else:
-        flow, hidden = -clip.backward_flow(t), None
-    return regions_of(clip.superpixel_labels(t), clip.frame(t), flow, foreground, hidden), back
+    check_given(clip, given)
+    return np.stack([frame.labels.numpy() for frame in propagate(views_of(clip), given)])

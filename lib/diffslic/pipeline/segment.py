@@ -1,8 +1,9 @@
 """The whole job: frames to flow to superpixels to masks, from a cache or straight through."""
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import tee
 from pathlib import Path
@@ -14,15 +15,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffslic import datasets, geometry, viz
-from diffslic.datasets import io
-from diffslic.datasets.clip import Clip
+from diffslic.datasets import given_masks, io
+from diffslic.datasets.clip import VOID, Clip
 from diffslic.datasets.video import write_video
 from diffslic.files import note_says, write_note
 from diffslic.flow import POLISH, RAFT
 from diffslic.pipeline.inputs import clip_input, find_superpixels, mirrored_input, network_input
 from diffslic.pipeline.motion import painted
+from diffslic.pipeline.objects import View, check_given, graph_proposals, learned_proposals, propagate, track
 from diffslic.pipeline.precompute import ends, fingerprint, video_flow, video_flow_both_ways
-from diffslic.segmentation import MotionNet, Tracker, UNet, regions_of
+from diffslic.segmentation import MotionNet, UNet
 from diffslic.superpixels import SSN
 from diffslic.training import device_of
 
@@ -90,15 +92,29 @@ class Segmentation(ABC):
         """
         return _frames_with_flow(self.raft, self._pictures(start), self.n_iters, self.polished)
 
-    def _pictures(self, start: int = 0) -> Iterator[Tensor]:
-        """Frames (3, h, w) at the height of the networks."""
+    def views(self, ssn: SSN) -> Iterator[View]:
+        """Frames at the height of the networks with flow both ways and superpixels."""
+        ahead, seen = tee(self._pictures())
+        back = None
+        for both, frame in zip(video_flow_both_ways(self.raft, ahead, self.n_iters, self.polished), seen):
+            yield View(frame, both.forward, back, both.occlusion, find_superpixels(ssn, frame))
+            back = both.backward
+        assert back is not None  # there are two frames at least
+        last = next(seen)
+        yield View(last, -back, back, None, find_superpixels(ssn, last))
+
+    @property
+    def working_size(self) -> tuple[int, int]:
+        """Rows and columns at the height of the networks; a smaller video stays as it is."""
         height, width = self.clip.size
-        size = (self.rows, max(8, round(width * self.rows / height))) if self.rows < height else self.clip.size
+        return (self.rows, max(8, round(width * self.rows / height))) if self.rows < height else self.clip.size
+
+    def _pictures(self, start: int = 0) -> Iterator[Tensor]:
         device = device_of(self.raft)
         for t in range(start, len(self.clip)):
-            yield geometry.resize(self.clip.frame(t)[None].to(device), size)[0]
+            yield geometry.resize(self.clip.frame(t)[None].to(device), self.working_size)[0]
 
-    def save(self, folder: str | Path, overlay: bool = True, fps: float | None = None,
+    def save(self, folder: str | Path, overlay: bool = True, fps: float | None = None, official: bool = False,
              progress: bool = True) -> None:
         """Write ``masks/*.png`` and, with ``overlay``, ``overlay/*.png`` and ``overlay.mp4``, each file whole.
 
@@ -109,6 +125,8 @@ class Segmentation(ABC):
         Args:
             folder: made where absent.
             fps: frames per second of the film; None: as the video has, or 24 where that is not known.
+            official: write the masks as ``folder/*.png`` and nothing else (but a hidden note), as the official DAVIS
+                evaluation reads them.
 
         Raises:
             ValueError: the folder holds the masks of another video, or of other networks.
@@ -116,26 +134,26 @@ class Segmentation(ABC):
         if fps is not None and not 0 < fps < 1000:
             raise ValueError(f"fps must lie between 0 and 1000, got {fps}")
         folder, length = Path(folder), len(self.clip)
-        self._claim(folder)
-        paths = [folder / "masks" / f"{self.clip.frame_name(t)}.png" for t in range(length)]
+        masks, note = (folder, ".segmentation.json") if official else (folder / "masks", "segmentation.json")
+        paths = [masks / f"{self.clip.frame_name(t)}.png" for t in range(length)]
+        self._claim(folder / note, any(path.exists() for path in paths) if official else masks.is_dir())
         done = next((t for t, path in enumerate(paths) if not path.is_file()), length)
         with tqdm(total=length, initial=done, desc=self.clip.name, unit="frame", disable=not progress) as bar:
             for path, mask in zip(paths[done:], self.frames(done) if done < length else ()):
                 io.write_labels(path, torch.from_numpy(mask.astype(np.int64)))
                 bar.update()
-        if overlay:
+        if overlay and not official:
             for t, picture in enumerate(self._overlays(paths)):
                 io.write_image(folder / "overlay" / f"{self.clip.frame_name(t)}.png", picture)
             write_video(folder / "overlay.mp4", self._overlays(paths), fps or self.clip.fps or 24)
 
-    def _claim(self, folder: Path) -> None:
-        """Note in the folder whose masks it holds; refuse one that holds others."""
+    def _claim(self, note: Path, used: bool) -> None:
+        """Note in a folder whose masks it holds; refuse one in use that holds others."""
         settings = {"frames": len(self.clip), "ends": ends(self.clip), "rows": self.rows,
                     "n_iters": self.n_iters, "polished": POLISH if self.polished else "",
                     **self.made_by}
-        note = folder / "segmentation.json"
-        if (folder / "masks").is_dir() and not note_says(note, settings):
-            raise ValueError(f"{folder} holds other masks: remove them or choose another folder")
+        if used and not note_says(note, settings):
+            raise ValueError(f"{note.parent} holds other masks: remove them or choose another folder")
         write_note(note, settings)
 
     def _overlays(self, paths: Sequence[Path]) -> Iterator[Tensor]:
@@ -165,34 +183,52 @@ class UNetSegmentation(Segmentation):
 
 @dataclass(frozen=True)
 class ObjectSegmentation(UNetSegmentation):
-    """Several objects: what the U-Net finds, parted on a graph of superpixels and followed through the video.
+    """Several objects: what the U-Net finds, parted on a graph or by a network and followed through the video.
 
     Names depend on all frames before, so a stopped run computes those once more.
     """
 
+    instances: UNet | None
+
     @property
     def made_by(self) -> dict[str, Any]:
-        return {**super().made_by, "objects": asdict(Tracker())}
+        return {**super().made_by, "instances": fingerprint(self.instances) if self.instances else "graph"}
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        tracker, inputs = Tracker(), self.unet.config.inputs
-        for t, (frame, flow, back, hidden) in enumerate(self._frames_both_ways()):
-            superpixels = find_superpixels(self.ssn, frame)
-            mask = _mask(self.unet, network_input(inputs, flow, superpixels, frame), (frame.shape[-2], frame.shape[-1]))
-            regions = regions_of(superpixels.labels, frame, flow, torch.from_numpy(mask > 0), hidden)
-            labels = tracker.step(regions, back).labels
+        views, seen = tee(self.views(self.ssn))
+        masks = (torch.from_numpy(self._moving(view) > 0) for view in seen)
+        propose = learned_proposals(self.instances) if self.instances else graph_proposals
+        for t, found in enumerate(track(views, masks, propose)):
             if t >= start:
-                yield geometry.resize_labels(labels[None], self.clip.size)[0].byte().numpy()
+                yield geometry.resize_labels(found.labels[None], self.clip.size)[0].byte().numpy()
 
-    def _frames_both_ways(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """Every frame with its flow to the next, back to the one before, and the pixels that the next hides."""
-        ahead, seen = tee(self._pictures())
-        back = None
-        for both, frame in zip(video_flow_both_ways(self.raft, ahead, self.n_iters, self.polished), seen):
-            yield frame, both.forward, back, both.occlusion
-            back = both.backward
-        assert back is not None  # there are two frames at least
-        yield next(seen), -back, back, None
+    def _moving(self, view: View) -> np.ndarray:
+        channels = network_input(self.unet.config.inputs, view.flow, view.superpixels, view.frame)
+        return _mask(self.unet, channels, (view.frame.shape[-2], view.frame.shape[-1]))
+
+
+@dataclass(frozen=True)
+class GivenSegmentation(Segmentation):
+    """Objects whose first masks are given, followed to the last frame; a stopped run begins at those anew."""
+
+    ssn: SSN
+    given: Mapping[int, Tensor]  # by frame, (H, W) ids of what enters with it
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        digest = hashlib.sha256(b"".join(mask.byte().numpy().tobytes() for _, mask in sorted(self.given.items())))
+        return {"networks": [fingerprint(net) for net in (self.raft, self.ssn)], "given": sorted(self.given),
+                "masks": digest.hexdigest()[:16]}
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        given = {t: geometry.resize_labels(mask[None], self.working_size)[0] for t, mask in self.given.items()}
+        for t, found in enumerate(propagate(self.views(self.ssn), given)):
+            labels = geometry.resize_labels(found.labels[None], self.clip.size)[0]
+            if t in self.given:
+                told = torch.where(self.given[t] == VOID, 0, self.given[t])
+                labels = torch.where(told > 0, told, labels)
+            if t >= start:
+                yield labels.byte().numpy()
 
 
 @dataclass(frozen=True)
@@ -226,8 +262,8 @@ class MotionSegmentation(Segmentation):
 
 def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: str | Path = "small",
             ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, polished: bool = True,
-            method: str = "unet", window: int | None = None, objects: bool = False,
-            device: str = "cpu") -> Segmentation:
+            method: str = "unet", window: int | None = None, objects: str | None = None,
+            given: Mapping[int, Tensor] | None = None, device: str = "cpu") -> Segmentation:
     """The whole job: ``segment("my_frames/").save("masks/")``.
 
     Args:
@@ -237,7 +273,10 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
         method: "unet" (learned from masks), "em" or "spacetime" (learned from flow alone, see :class:`MotionNet`).
         n_iters, polished: see :func:`video_flow`. window: see :meth:`MotionNet.segment`.
-        objects: of the U-Net: part what moves into at most 20 objects that keep their names.
+        objects: of the U-Net: part what moves into at most 20 objects that keep their names, by "graph" (see
+            :func:`diffslic.segmentation.proposals`) or by a network of several masks (a shipped name or a file).
+        given: instead of finding anything, follow objects whose masks are given: see :func:`propagate_objects` and
+            :func:`diffslic.datasets.given_masks`.
 
     Returns:
         A :class:`Segmentation`, nothing of which is computed yet.
@@ -252,13 +291,20 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
     _check_length(clip)
     flow = RAFT.from_pretrained(raft, device)
+    if given is not None:
+        if method != "unet" or objects or weights or window:
+            raise ValueError("given objects are followed, not found: give no method, weights, window or objects")
+        check_given(clip, given)
+        return GivenSegmentation(clip, flow, rows, n_iters, polished, SSN.from_pretrained(ssn, device), given)
     if method == "unet":
         if window is not None:
             raise ValueError("a U-Net sees one frame at a time: window is for em and spacetime")
-        kind = ObjectSegmentation if objects else UNetSegmentation
-        return kind(clip, flow, rows, n_iters, polished, UNet.from_pretrained(weights or "motion", device),
-                    SSN.from_pretrained(ssn, device))
-    if objects:
+        parts = (clip, flow, rows, n_iters, polished, UNet.from_pretrained(weights or "motion", device),
+                 SSN.from_pretrained(ssn, device))
+        if objects is None:
+            return UNetSegmentation(*parts)
+        return ObjectSegmentation(*parts, None if objects == "graph" else UNet.from_pretrained(objects, device))
+    if objects is not None:
         raise ValueError(f"{method} numbers its own layers: objects is for the method unet")
     if window is not None and window != -1 and window < 1:
         raise ValueError(f"a window has at least one frame, or is -1 for the whole clip, got {window}")
@@ -269,16 +315,18 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
 
 
 def segment_clips(clips: Sequence[Clip], folder: str | Path, overlay: bool = True, fps: float | None = None,
-                  progress: bool = True, **how: Any) -> None:
+                  official: bool = False, given: str | Path | None = None, progress: bool = True, **how: Any) -> None:
     """Segment every clip of a dataset into ``folder/<clip name>``; see :func:`segment` and :meth:`Segmentation.save`.
 
     Args:
+        given: a folder with the masks of objects to be followed, ``given/<clip name>``.
         how: arguments of :func:`segment`; the networks are loaded once.
     """
-    first = segment(clips[0], **how)
-    for clip in clips:
+    masks = [{} if given is None else {"given": given_masks(Path(given) / clip.name, clip)} for clip in clips]
+    first = segment(clips[0], **how, **masks[0])
+    for clip, its in zip(clips, masks):
         _check_length(clip)
-        replace(first, clip=clip).save(Path(folder) / clip.name, overlay, fps, progress)
+        replace(first, clip=clip, **its).save(Path(folder) / clip.name, overlay, fps, official, progress)
 
 
 def _check_length(clip: Clip) -> None:

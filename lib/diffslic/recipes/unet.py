@@ -21,6 +21,7 @@ from diffslic.superpixels import SSN
 CROP = (192, 256)
 MEMORY, BYTES_PER_PIXEL = 2 << 30, 17  # frames kept by each process that makes batches: two gigabytes of them
 WITHHELD = 0.4  # share of samples that show flow alone, so that looks help to read it and do not replace it
+PRESETS = "lab+street+crowd"  # of scenes
 Window = tuple[slice, slice]
 CARD = {"what": "Masks of what moves by itself.",
         "gpu_command": "diffslic train unet --out runs/unet --n-clips 1000 --steps 20000 --workers 12 --device cuda",
@@ -32,7 +33,7 @@ TRAINING_SEED, VALIDATION_SEED = 30_000, 900_000  # of scenes
 class _Frame(NamedTuple):
     """What training needs of one frame, in few bytes; None is what the inputs do not ask for."""
 
-    mask: Tensor  # (H, W) uint8: 0, 1 or VOID
+    mask: Tensor  # (H, W) uint8: ids of bodies, 0 or VOID
     flow: Tensor | None  # (4, H, W) half: see pipeline.flow_channels, taken before any crop
     image: Tensor | None  # (3, H, W) uint8
     labels: Tensor | None  # (H, W) int32 superpixels
@@ -74,10 +75,11 @@ class Samples:
         rng = np.random.default_rng([self.seed, epoch, place])
         window = augment.crop_window(tuple(frame.mask.shape), CROP, rng)
         mirror = rng.random() < 0.5, False  # gravity: nothing is ever seen upside down
-        make = {"flow": self._flow, "superpixels": self._superpixels, "image": self._image}
+        make = {"flow": self._flow, "superpixels": self._superpixels, "image": self._image, "position": self._position}
         parts = {name: make[name](frame, window, mirror, rng) for name in self.inputs}
         if "flow" in parts and rng.random() < WITHHELD:
-            parts = {name: part if name == "flow" else torch.zeros_like(part) for name, part in parts.items()}
+            parts = {name: torch.zeros_like(part) if name in ("superpixels", "image") else part
+                     for name, part in parts.items()}
         return {"input": torch.cat(list(parts.values())),
                 "labels": augment.flip_image(frame.mask[window], *mirror).long()}
 
@@ -96,10 +98,13 @@ class Samples:
         image = augment.jitter_colors(frame.image[(slice(None), *window)][None].float() / 255, rng)[0]
         return augment.disguise(2 * augment.flip_image(image, *mirror) - 1, rng)
 
+    @staticmethod
+    def _position(frame: "_Frame", window: Window, mirror: tuple[bool, bool], rng: np.random.Generator) -> Tensor:
+        return pipeline.position(*frame.mask[window].shape)  # a crop is a frame of its own
+
 
 def _read_frame(clip: Clip, t: int, inputs: Sequence[str]) -> _Frame:
-    mask = clip.labels(t)
-    mask = torch.where(mask == VOID, VOID, (mask > 0).long()).byte()
+    mask = clip.labels(t).byte()
     flow = pipeline.flow_channels(clip.flow(t)).half() if "flow" in inputs else None
     image = (clip.frame(t) * 255).round().byte() if "image" in inputs else None
     if "superpixels" not in inputs:
@@ -191,17 +196,18 @@ def table(scores: Mapping[str, Sequence[dict[str, float]]]) -> pd.DataFrame:
 
 
 def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, resolution: str = "480p",
-            n_clips: int = 160, n_frames: int = 4, size: tuple[int, int] = (240, 428), raft: str | Path = "small",
-            ssn: str | Path = "scenes", device: str = "cpu", progress: bool = True) -> tuple[list[Clip], list[Clip]]:
+            presets: str = PRESETS, n_clips: int = 160, n_frames: int = 4, size: tuple[int, int] = (240, 428),
+            raft: str | Path = "small", ssn: str | Path = "scenes", device: str = "cpu",
+            progress: bool = True) -> tuple[list[Clip], list[Clip]]:
     """Clips to train and to validate on, with RAFT's flow and SSN's superpixels kept under ``cache``.
 
     Args:
         dataset: "scenes", or "davis2016" (its development split: eight sequences stay out of both parts).
-        root, resolution: of DAVIS. n_clips, n_frames, size: of the scenes to train on; a tenth more validate.
+        root, resolution: of DAVIS. presets, n_clips, n_frames, size: of the scenes to train on; a tenth more validate.
         raft, ssn: weights by name or file.
     """
     if dataset == "scenes":
-        clips = [datasets.open("scenes", preset="lab+street+crowd", n_clips=count, n_frames=n_frames, size=size,
+        clips = [datasets.open("scenes", preset=presets, n_clips=count, n_frames=n_frames, size=size,
                                seed=seed, lighting=0.1, noise=0.01, device=device)
                  for count, seed in ((n_clips, TRAINING_SEED), (max(2, n_clips // 10), VALIDATION_SEED))]
     elif dataset == "davis2016":

@@ -3,8 +3,9 @@
 ``unet`` is the network and its supervised loss, ``inputs`` how it sees flow. ``parametric`` are the motion models that
 explain the flow of a mask, ``em`` segmentation by them alone, ``coherence`` the loss that follows, ``spacetime`` both
 over whole clips, ``unet3d`` and ``motionnet`` the networks that learn from it, ``linking`` how their windows become a
-clip, ``selection`` which of their layers move. ``regions`` is a frame as a graph of superpixels, ``objects`` their
-tracks over time. ``baselines`` are the methods that learn nothing and that all others must beat.
+clip, ``selection`` which of their layers move. ``regions`` is a frame as a graph of superpixels, ``instances`` a
+network's masks of several bodies, ``objects`` tracks over time. ``baselines`` are the methods that learn nothing and
+that all others must beat.
 """
 
 from diffslic.segmentation.baselines import camera_residual_mask as camera_residual_mask
@@ -14,7 +15,10 @@ from diffslic.segmentation.coherence import coherence_loss as coherence_loss
 from diffslic.segmentation.em import EMResult as EMResult
 from diffslic.segmentation.em import expectation_maximisation as expectation_maximisation
 from diffslic.segmentation.em import grown_layers as grown_layers
+from diffslic.segmentation.em import grown_windows as grown_windows
 from diffslic.segmentation.inputs import flow_channels as flow_channels
+from diffslic.segmentation.instances import matched_loss as matched_loss
+from diffslic.segmentation.instances import network_proposals as network_proposals
 from diffslic.segmentation.linking import Window as Window
 from diffslic.segmentation.linking import link as link
 from diffslic.segmentation.linking import window_starts as window_starts
@@ -22,6 +26,7 @@ from diffslic.segmentation.motionnet import MotionNet as MotionNet
 from diffslic.segmentation.motionnet import MotionNetConfig as MotionNetConfig
 from diffslic.segmentation.objects import Tracker as Tracker
 from diffslic.segmentation.objects import largest_objects as largest_objects
+from diffslic.segmentation.objects import soft_masks as soft_masks
 from diffslic.segmentation.parametric import camera_motion as camera_motion
 from diffslic.segmentation.parametric import fit_motion as fit_motion
 from diffslic.segmentation.parametric import motion_basis as motion_basis
@@ -44,6 +49,6 @@ from diffslic.segmentation.unet3d import SpaceTimeUNet as SpaceTimeUNet
 __all__ = ["EMResult", "MotionNet", "MotionNetConfig", "Regions", "SpaceTimeUNet", "Tracker", "UNet", "UNetConfig",
            "Window", "all_but_largest", "bce_dice", "camera_motion", "camera_residual_mask", "coherence_loss",
            "expectation_maximisation", "fit_motion", "fit_spacetime", "flow_channels", "flow_magnitude_mask",
-           "grown_layers", "largest_objects", "link", "linked_components", "motion_basis", "motion_flow",
-           "moving_layers", "proposals", "regions_of", "spacetime_flow", "spacetime_loss", "spline_basis",
-           "temporal_consistency", "window_starts"]
+           "grown_layers", "grown_windows", "largest_objects", "link", "linked_components", "matched_loss",
+           "motion_basis", "motion_flow", "moving_layers", "network_proposals", "proposals", "regions_of",
+           "soft_masks", "spacetime_flow", "spacetime_loss", "spline_basis", "temporal_consistency", "window_starts"]

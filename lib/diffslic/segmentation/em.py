@@ -4,10 +4,11 @@ Each layer has a parametric motion, and a pixel belongs to a layer the more like
 layer's. Fit the motions to the masks, assign the pixels to the motions, repeat (Dempster et al., 1977; for motion Ayer
 and Sawhney, 1995). It climbs to some optimum, and to which depends on where it starts: at random masks, for a field by
 itself; for the frames of a clip at one layer, to which others are added where the motions so far explain the flow
-worst. What a network trained on the same loss (:mod:`diffslic.segmentation.coherence`) learns from many videos, this
-begins anew every time.
+worst; for the frames after those at the layers of the last. What a network trained on the same loss
+(:mod:`diffslic.segmentation.coherence`) learns from many videos, this begins anew with every clip.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffslic.geometry import pixel_grid
+from diffslic.segmentation.linking import Window, carried, window_starts
 from diffslic.segmentation.parametric import check_flow, flow_distance
 from diffslic.segmentation.spacetime import fit_spacetime, spacetime_flow
 
 SMALLEST_SCALE = 0.05  # pixels: of the noise; below, one layer could shrink to its exact pixels
 SHARPNESS = 10.0  # of the random masks to begin with: their logits fall by so much over half the longer side
 ROUNDS_PER_LAYER = 6  # before another layer is added
+ROUNDS = 8  # to go on from known layers, and again for each that is given up for another
+EXCHANGES = 2  # layers of a window that may be
+DOUBT = 0.1  # share of a known layer that is spread over all layers before it goes on
 REACH = 0.12  # of the longer side: the deviation of a new layer around the place that is explained worst
 NEIGHBOURS = 3, 5, 5  # frames, rows and columns over which the worst place is looked for
 
@@ -90,14 +95,43 @@ def grown_layers(flow: Tensor, n_layers: int = 8, model: str = "quadratic", n_it
     fields = flow.transpose(0, 1)[None].float()                             # (1, 2, T, H, W)
     masks = torch.ones_like(fields[:, :1])
     for _ in range(n_layers - 1):
-        for _ in range(ROUNDS_PER_LAYER):
-            masks, theta, _ = _round(fields, masks, model)
+        masks, theta, _ = _rounds(fields, masks, model, ROUNDS_PER_LAYER)
         distance = _squares(fields, theta, model).amin(1)[0].sqrt()         # (T, H, W)
         new = _around_worst(fields[0], distance)
         masks = torch.cat([masks * (1 - new), new.expand_as(masks[:, :1])], dim=1)
-    for _ in range(n_iters):
-        masks, _, _ = _round(fields, masks, model)
-    return masks[0]
+    return _rounds(fields, masks, model, n_iters)[0][0]
+
+
+def grown_windows(flow: Tensor, length: int = 9, overlap: int = 4, n_layers: int = 8,
+                  model: str = "quadratic") -> Iterator[Window]:
+    """Layers of a clip of any length, in windows to be linked: each begins with what the one before has found.
+
+    The first window has :func:`grown_layers`. Its masks go along the flow into the frames of the next, where EM goes on
+    from them, so that both call the same thing a layer. For what comes into view there is none: the layer without which
+    the flow would be explained least the worse is given up for a new one where it is explained worst, as long as that
+    makes the flow likelier.
+
+    Args:
+        flow: (T, 2, H, W) in pixels, finite; see :func:`diffslic.segmentation.window_starts` for ``length`` and
+            ``overlap``, :func:`grown_layers` for the others.
+
+    Returns:
+        An iterator of windows, for :func:`diffslic.segmentation.link`.
+
+    Raises:
+        ValueError: unknown flow, a count below 1, an unknown model, an overlap that leaves nothing to go on with.
+    """
+    before: Window | None = None
+    for start in window_starts(len(flow), length, overlap):
+        fields = flow[start:start + length]
+        if before is None:
+            masks = grown_layers(fields, n_layers, model)
+        else:
+            check_flow(fields, "(T, 2, H, W)")
+            ahead = carried(before.masks[:, -1], flow[before.start + length - 1:start + length - 1])
+            masks = _gone_on(fields, torch.cat([before.masks[:, start - before.start:], ahead], dim=1), model)
+        before = Window(start, masks, fields)
+        yield before
 
 
 def random_masks(n_layers: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -120,6 +154,38 @@ def _round(flow: Tensor, masks: Tensor, model: str) -> tuple[Tensor, Tensor, Ten
     variance = variance[:, None, None, None, None]
     logits = share.log()[..., None, None, None] - squares / (2 * variance) - (2 * torch.pi * variance).log()
     return logits.softmax(1), theta, logits.logsumexp(1)                    # expectation
+
+
+def _rounds(flow: Tensor, masks: Tensor, model: str, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the last of ``count`` rounds gives."""
+    result = _round(flow, masks, model)
+    for _ in range(count - 1):
+        result = _round(flow, result[0], model)
+    return result
+
+
+def _gone_on(flow: Tensor, masks: Tensor, model: str) -> Tensor:
+    """Masks (L, T, H, W) of flow (T, 2, H, W) from those given: see :func:`grown_windows`."""
+    fields = flow.transpose(0, 1)[None].float()                             # (1, 2, T, H, W)
+    masks = ((1 - DOUBT) * masks + DOUBT / len(masks))[None]
+    masks, theta, likelihood = _rounds(fields, masks, model, ROUNDS)
+    for _ in range(min(EXCHANGES, masks.shape[1] - 1)):
+        distances = _squares(fields, theta, model)[0].sqrt()                # (L, T, H, W)
+        new = _around_worst(fields[0], distances.amin(0))
+        exchanged = masks * (1 - new)
+        exchanged[:, _least_needed(distances)] = new
+        exchanged, motions, after = _rounds(fields, exchanged / exchanged.sum(1, keepdim=True), model, ROUNDS)
+        if after.mean() <= likelihood.mean():
+            break
+        masks, theta, likelihood = exchanged, motions, after
+    return masks[0]
+
+
+def _least_needed(distances: Tensor) -> int:
+    """The layer whose pixels lie least farther from the next layer's motion than from its own: of (L, T, H, W)."""
+    nearest, which = distances.topk(2, dim=0, largest=False)
+    needed = distances.new_zeros(len(distances)).index_add(0, which[0].flatten(), (nearest[1] - nearest[0]).flatten())
+    return int(needed.argmin())
 
 
 def _squares(flow: Tensor, theta: Tensor, model: str) -> Tensor:

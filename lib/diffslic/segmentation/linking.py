@@ -93,6 +93,22 @@ def link(windows: Iterable[Window]) -> Iterator[Tensor]:
         yield from waiting.unbind(1)
 
 
+def carried(masks: Tensor, flow: Tensor) -> Tensor:
+    """Where masks (L, H, W) of a frame go along flow (T, 2, H, W) from it and the frames after: (L, T, H, W).
+
+    A pixel that nothing reaches may belong to any layer alike.
+    """
+    size, frames = masks.shape[-2:], []
+    points = pixel_grid(*size, masks.device).flatten(1)                     # (2, N)
+    for field in flow.float():
+        points = _moved(points, field)
+        inside, pixels = _pixels(points, size)
+        total = masks.new_zeros(len(masks), size[0] * size[1]).index_add(1, pixels, masks.flatten(1)[:, inside])
+        total = torch.where(total.sum(0) > 0, total, 1)
+        frames.append((total / total.sum(0)).unflatten(1, size))
+    return torch.stack(frames, dim=1)
+
+
 def _check(window: Window, first: int, waiting: Tensor | None) -> None:
     """Refuse what are no masks and their flow, or do not go on from what is waiting since ``first``."""
     start, masks, flow = window

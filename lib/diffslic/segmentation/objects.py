@@ -1,12 +1,14 @@
 """Several objects over time: proposals of each frame become tracks that keep their names.
 
-Every frame is a graph of superpixels (``regions``). What was named in the frame before is carried along its flow; the
-proposals of the frame are matched to it one to one. A track lives on where it is carried even when nothing of it moves,
+Every frame is a graph of superpixels (``regions``), parted into proposals by that graph or by a network
+(``instances``). What was named in the frame before is carried along its flow, and the proposals are matched to it one
+to one. A track lives on where it is carried even when nothing of it moves,
 as long as its colours speak for it, and is known again by them when it comes back from behind something.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from diffslic.segmentation.regions import PROPORTION, Floats, Indices, Regions, proposals
+from diffslic.segmentation.regions import PROPORTION, Floats, Indices, Regions
 
 MAX_OBJECTS = 20  # that the DAVIS 2017 unsupervised protocol allows in a video
 LEAST_OVERLAP = 0.1  # intersection over union with what was carried, below which a proposal does not go on with a track
@@ -38,6 +40,13 @@ class Track:
     seen: int  # the last frame in which it was
 
 
+class Unpools(Protocol):
+    """Soft superpixels, such as :class:`diffslic.superpixels.SoftSLIC`."""
+
+    def unpool(self, values: Tensor) -> Tensor:
+        """(B, S, C) to (B, C, H, W)."""
+
+
 class Frame(NamedTuple):
     """What a frame's objects are."""
 
@@ -51,27 +60,27 @@ class Tracker:
 
     births: bool = True  # whether what no track explains becomes one
     most: int = MAX_OBJECTS  # names at a time; one that was lost for long is given to another object
-    threshold: float = 0.8  # see :func:`diffslic.segmentation.proposals`
-    colour: float = 1.0
-    hidden: float = 0.3
-    smallest: float = 100.0  # pixels of a proposal
     tracks: dict[int, Track] = field(default_factory=dict)
     labels: Indices | None = None  # (H, W) of the frame before
     frame: int = -1
 
-    def step(self, regions: Regions, back: Tensor | None = None) -> Frame:
+    def step(self, regions: Regions, found: Indices, back: Tensor | None = None) -> Frame:
         """The objects of the next frame.
 
         Args:
             regions: of this frame, with what may be an object as foreground.
+            found: (S,) the proposal of each superpixel from 0, -1 where there is none; see
+                :func:`diffslic.segmentation.proposals` and :func:`diffslic.segmentation.network_proposals`.
             back: flow (2, H, W) in pixels from this frame to the one before; None in the first frame.
 
         Raises:
-            ValueError: no flow back from a frame that has one before it, or one of another size.
+            ValueError: no flow back from a frame that has one before it, or one of another size; proposals of other
+                superpixels.
         """
+        if found.shape != regions.area.shape:
+            raise ValueError(f"proposals must be those of {len(regions.area)} superpixels, got {found.shape}")
         self.frame += 1
         places, carried = self._carried(regions, back)               # (H, W), (S, K)
-        found = proposals(regions, self.threshold, self.colour, self.hidden, self.smallest)
         names = self._names(regions, found, carried)                        # (P,)
         decision = np.append(names, 0)[found]                               # -1, the background, is the last
         kept = self._kept(regions, found, carried, names, decision)
@@ -80,8 +89,8 @@ class Tracker:
         self._remember(regions, decision)
         return Frame(torch.from_numpy(self.labels), torch.from_numpy(decision))
 
-    def give(self, regions: Regions, labels: Tensor) -> None:
-        """Take objects of the present frame as given: labels (H, W), 0 where nothing is said.
+    def give(self, regions: Regions, labels: Tensor) -> Frame:
+        """Take objects of the present frame as given, and return it: labels (H, W), 0 where nothing is said.
 
         Raises:
             ValueError: labels of another size, or no integers.
@@ -98,6 +107,7 @@ class Tracker:
             mine = counts[:, name] > regions.area / 2
             mine = mine if mine.any() else counts[:, name] == counts[:, name].max()
             self.tracks[name] = self._track(regions, mine)
+        return Frame(torch.from_numpy(self.labels), torch.from_numpy(counts.argmax(axis=1)))
 
     def _carried(self, regions: Regions, back: Tensor | None) -> tuple[Indices, Floats]:
         """The label that each pixel had in the frame before (H, W), and each name's share in each superpixel (S, K)."""
@@ -188,6 +198,19 @@ class Tracker:
     def _track(self, regions: Regions, members: NDArray[np.bool_]) -> Track:
         histogram = members @ regions.histogram
         return Track(histogram / histogram.sum(), _mean_motion(regions, members), self.frame)
+
+
+def soft_masks(soft: Unpools, decision: Tensor, names: Sequence[int]) -> Tensor:
+    """What superpixels decided, as soft as they are: (1 + K, H, W) shares of the background and of K objects.
+
+    A pixel between superpixels belongs to each by its affinity; the sum over all names is 1.
+
+    Args:
+        soft: of the frame. decision: (S,) of :class:`Frame`. names: the objects wanted; all others are background.
+    """
+    table = decision[:, None] == torch.tensor(names, dtype=decision.dtype)  # (S, K)
+    shares = torch.cat([~table.any(1, keepdim=True), table], dim=1).float()
+    return soft.unpool(shares[None])[0]
 
 
 def largest_objects(labels: NDArray[np.integer], count: int = MAX_OBJECTS) -> NDArray[np.uint8]:

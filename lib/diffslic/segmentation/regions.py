@@ -109,7 +109,7 @@ def proposals(regions: Regions, threshold: float = 0.8, colour: float = 1.0, hid
     root = _merged(regions, np.flatnonzero(on), edges, hidden * regions.hidden[among], threshold, colour)
     names = np.full(len(regions.area), -1, dtype=np.int64)
     names[on] = np.unique(root[on], return_inverse=True)[1]
-    return _without_crumbs(names, regions.area, edges, border, smallest)
+    return without_crumbs(names, regions.area, edges, border, smallest)
 
 
 def _merged(regions: Regions, nodes: Indices, edges: Indices, extra: Floats, threshold: float,
@@ -148,7 +148,7 @@ def _merged(regions: Regions, nodes: Indices, edges: Indices, extra: Floats, thr
     return root
 
 
-def _without_crumbs(names: Indices, area: Floats, edges: Indices, border: Floats, smallest: float) -> Indices:
+def without_crumbs(names: Indices, area: Floats, edges: Indices, border: Floats, smallest: float) -> Indices:
     """Numbers of proposals, the small ones given to the neighbour with the longest border."""
     names = names.copy()
     while True:

@@ -88,17 +88,21 @@ class UNet(nn.Module):
                              f"{' '.join(str(error).split())[:200]}") from error
         return net.eval().to(training.check_device(device))
 
-    def widened(self, in_channels: int, inputs: tuple[str, ...] = ()) -> "UNet":
+    def widened(self, in_channels: int, inputs: tuple[str, ...] = (), out_channels: int | None = None) -> "UNet":
         """A copy that reads further channels after its own; until it is trained they change nothing.
 
         Args:
             in_channels: of the copy, at least this network's. inputs: what they hold.
+            out_channels: logits per pixel where they are to be others, with a head that has learned nothing.
         """
         more = in_channels - self.config.in_channels
         if more < 0:
             raise ValueError(f"a network of {self.config.in_channels} channels cannot be widened to {in_channels}")
-        wide = UNet(replace(self.config, in_channels=in_channels, inputs=inputs))
+        out_channels = out_channels or self.config.out_channels
+        wide = UNet(replace(self.config, in_channels=in_channels, inputs=inputs, out_channels=out_channels))
         before, after = self.state_dict(), wide.state_dict()
+        if out_channels != self.config.out_channels:
+            before |= {f"head.{name}": value for name, value in wide.head.state_dict().items()}
         wide.load_state_dict({name: value if value.shape == after[name].shape  # the others read the input
                               else torch.cat([value, value.new_zeros(len(value), more, *value.shape[2:])], dim=1)
                               for name, value in before.items()})
