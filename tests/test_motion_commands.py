@@ -158,8 +158,8 @@ def test_objects_from_what_a_clip_holds(tmp_path):
     both, either = ([np.count_nonzero(way(carried[2:] == name, truth[2:] == name)) for name in np.unique(carried)[1:]]
                     for way in (np.logical_and, np.logical_or))
     assert sum(both) > 0.7 * sum(either)
-    for wrong, told in (({}, "must be given"), ({9: first}, "must be given"), ({0: first[1:]}, "mask given of frame 0 must be"),
-                        ({0: first / 2}, "mask given of frame 0 must be"), ({0: first - 1}, "mask given of frame 0")):
+    for wrong, told in (({}, "must be given"), ({9: first}, "must be given"), ({0: first[1:]}, "mask given of frame 0"),
+                        ({0: first / 2}, "mask given of frame 0"), ({0: first - 1}, "mask given of frame 0")):
         with pytest.raises(ValueError, match=told):
             pipeline.propagate_objects(clip, wrong)
     with pytest.raises(ValueError, match="masks must be"):

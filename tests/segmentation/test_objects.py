@@ -1,11 +1,22 @@
 """Several objects: a frame as a graph, its proposals, and tracks that keep their names."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from diffslic import metrics
-from diffslic.segmentation import Tracker, largest_objects, linked_components, proposals, regions_of
+from diffslic.segmentation import (
+    Regions,
+    Tracker,
+    largest_objects,
+    linked_components,
+    proposals,
+    regions_of,
+    soft_masks,
+)
+from diffslic.segmentation.propagation import Frame, carry, follow, with_given
 
 SIZE, CELL = (32, 64), 4
 COLOURS = torch.tensor([[0.1, 0.1, 0.1], [0.9, 0.1, 0.1], [0.1, 0.2, 0.9]])
@@ -149,20 +160,60 @@ def test_there_are_no_more_names_than_asked_for_and_a_long_lost_one_is_given_aga
     assert tracked([(8, None), (12, None), *away[:9], (None, 32), (None, 28)], most=1)[0][-1].max() == 0
 
 
-def test_given_objects_are_carried_and_nothing_is_born():
-    tracker = Tracker(births=False)
-    for t, (left, right) in enumerate(crossing(5)):
-        labels, image, flow = frame_of(left, right)
-        regions = regions_of(squares(), image, flow, torch.zeros(SIZE, dtype=torch.bool))
-        frame = tracker.step(regions, np.full(len(regions.area), -1), -flow if t else None)
-        if t == 0:
-            assert frame.labels.max() == 0
-            tracker.give(regions, 5 * (labels == 1))
-        elif t == 2:
-            tracker.give(regions, 9 * (labels == 2))  # enters later
-        else:
-            assert ((frame.labels == 5) == (labels == 1)).float().mean() > 0.99
-            assert t == 1 or ((frame.labels == 9) == (labels == 2)).float().mean() > 0.99
+def still(superpixels: torch.Tensor) -> Regions:
+    """A frame of which only the superpixels count."""
+    size = superpixels.shape
+    return regions_of(superpixels, torch.zeros(3, *size), torch.zeros(2, *size), torch.zeros(size, dtype=torch.bool))
+
+
+def test_labels_go_along_the_flow_and_pixels_that_come_from_nowhere_do_not_vote():
+    regions, labels = still(squares()), np.zeros(SIZE, dtype=np.int64)
+    labels[:, :6] = 2                                # a superpixel and a half
+    back = torch.zeros(2, *SIZE)
+    back[0] = -4.0                                   # all goes four pixels to the right
+    revealed = torch.zeros(SIZE, dtype=torch.bool)
+    revealed[:, 4:6] = True
+    carried = carry(regions, labels, 3, back, revealed)
+    assert (carried.labels[0, :12] == [-1] * 4 + [-1] * 2 + [2] * 4 + [0] * 2).all()
+    assert carried.share[0].tolist() == [0, 0, 0]    # nothing is known of what came in
+    assert carried.share[1].tolist() == [0, 0, 1] and carried.share[2].tolist() == [0.5, 0, 0.5]
+    frame = follow(regions, carried)
+    assert (frame.labels[0, :12] == torch.tensor([0] * 4 + [2] * 6 + [0] * 2)).all()
+    assert frame.decision[1] == 2 and frame.decision[3] == 0
+
+
+def test_superpixels_that_are_nearly_of_one_label_are_wholly_of_it():
+    regions, labels = still(squares()), np.zeros(SIZE, dtype=np.int64)
+    labels[:, :3] = 1                                # three quarters of a superpixel
+    labels[:, 16:18] = 1                             # half of one
+    frame = follow(regions, carry(regions, labels, 2, torch.zeros(2, *SIZE)))
+    assert (frame.labels[0, :4] == 1).all()
+    assert frame.labels[0, 16:20].tolist() == [1, 1, 0, 0]
+
+
+def test_given_objects_count_where_they_say_something():
+    regions = still(squares())
+    frame = Frame(torch.ones(SIZE, dtype=torch.int64), torch.ones(len(regions.area), dtype=torch.int64))
+    given = torch.zeros(SIZE, dtype=torch.int64)
+    given[:, :4], given[:, 8:12] = 9, 255
+    now = with_given(frame, regions, given)
+    assert (now.labels[:, :4] == 9).all() and (now.labels[:, 4:] == 1).all()
+    assert now.decision[0] == 9 and now.decision[2] == 1
+
+
+def test_propagation_refuses_nonsense():
+    regions, labels = still(squares()), np.zeros(SIZE, dtype=np.int64)
+    for back in (None, torch.zeros(2, 4, 4)):
+        with pytest.raises(ValueError, match="flow back"):
+            carry(regions, labels, 1, back)
+    with pytest.raises(ValueError, match="revealed pixels"):
+        carry(regions, labels, 1, torch.zeros(2, *SIZE), torch.zeros(4, 4, dtype=torch.bool))
+
+
+def test_superpixels_decide_as_softly_as_they_are():
+    soft = SimpleNamespace(unpool=lambda values: values.transpose(1, 2).unflatten(2, (1, 3)))  # a pixel each
+    masks = soft_masks(soft, torch.tensor([0, 4, 7]), [4, 9])
+    assert masks[:, 0].tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]  # 7 was not asked for, 9 is nowhere
 
 
 def test_the_largest_objects_are_numbered_anew():
@@ -195,5 +246,3 @@ def test_nonsense_is_refused():
             tracker.step(regions, found, back)
     with pytest.raises(ValueError, match="proposals must be those of 128"):
         tracker.step(regions, found[1:], -flow)
-    with pytest.raises(ValueError, match="labels must be integers"):
-        tracker.give(regions, labels[1:])

@@ -61,7 +61,7 @@ def open_clips(dataset: str, root: Path, split: str, resolution: str) -> list[An
 
     if dataset == "split":
         raise ValueError("tables are read by train em, train spacetime and evaluate motion, with --file")
-    options = {"split": split} if dataset.startswith(("davis", "bsds")) else {}
+    options: dict[str, Any] = {"split": split} if dataset.startswith(("davis", "bsds")) else {}
     options |= {"resolution": resolution} if dataset.startswith("davis") else {}
     options |= {"partial_masks": True} if dataset == "davis2017" else {}  # nothing here needs the masks
     return datasets.open(dataset, root=root, **options)

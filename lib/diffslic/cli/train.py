@@ -166,6 +166,33 @@ def train_unet(
     _show_fit(fit, as_json)
 
 
+@train_app.command("instances")
+def train_instances(
+    out: TrainOut, cache: Cache = Path("cache"),
+    start: Annotated[str, typer.Option(help="A U-Net to go on from, of one mask or of several: a shipped name or a "
+                                            "file.")] = "motion",
+    bodies: Annotated[int, typer.Option(help="Masks beside the background's.")] = 6,
+    n_clips: Annotated[int, typer.Option(help="Scenes to train on.")] = 120,
+    n_frames: Annotated[int, typer.Option(help="Frames of each scene.")] = 4, steps: Steps = 1500,
+    batch_size: Batch = 4, rate: Rate = 1e-3, seed: Seed = 5, device: Accelerator = "auto", devices: Devices = 1,
+    precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
+) -> None:
+    """Train the network that parts what moves into several bodies, on crowded scenes.
+
+    Example: diffslic train instances --out runs/instances
+    """
+    from diffslic.recipes import instances, unet
+
+    instances.network(start, bodies)  # before the preparation
+    where = device if device != "auto" else "cpu"
+    clips, validation = unet.prepare("scenes", cache, presets=instances.PRESETS, n_clips=n_clips, n_frames=n_frames,
+                                     device=where, progress=not as_json)
+    fit = instances.train(out, clips, validation, start=start, n_bodies=bodies, steps=steps, batch_size=batch_size,
+                          learning_rate=rate, seed=seed,
+                          **_how(device, devices, precision, workers, logger, out, as_json))
+    _show_fit(fit, as_json)
+
+
 @train_app.command("em")
 def train_em(
     out: TrainOut,

@@ -11,8 +11,8 @@ from torch import Tensor
 from diffslic.datasets.clip import VOID, Clip
 from diffslic.flow import occlusion
 from diffslic.pipeline.inputs import Superpixels, network_input
-from diffslic.segmentation import Regions, Tracker, UNet, network_proposals, proposals, regions_of
-from diffslic.segmentation.objects import Frame
+from diffslic.segmentation import Regions, Tracker, UNet, body_logits, network_proposals, proposals, regions_of
+from diffslic.segmentation.propagation import Frame, carry, follow, with_given
 from diffslic.training import device_of
 
 
@@ -23,6 +23,7 @@ class View(NamedTuple):
     flow: Tensor  # (2, H, W) in pixels to the next frame; of the last one the way back, turned around
     back: Tensor | None  # (2, H, W) to the frame before
     hidden: Tensor | None  # (H, W) bool: what the next frame does not show
+    revealed: Tensor | None  # (H, W) bool: what the frame before did not show
     superpixels: Superpixels
 
     def regions(self, foreground: Tensor) -> Regions:
@@ -44,7 +45,7 @@ def learned_proposals(net: UNet) -> Proposals:
     @torch.no_grad()
     def propose(view: View, regions: Regions) -> NDArray[np.int64]:
         channels = network_input(net.config.inputs, view.flow, view.superpixels, view.frame)
-        return network_proposals(net(channels[None].to(device_of(net)))[0], regions)
+        return network_proposals(body_logits(net, channels[None].to(device_of(net)))[0], regions)
 
     return propose
 
@@ -57,15 +58,16 @@ def views_of(clip: Clip) -> Iterator[View]:
     """
     if len(clip) < 2:
         raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
+    back = revealed = None
     for t in range(len(clip)):
-        back = clip.backward_flow(t) if t else None
-        if t < len(clip) - 1:
-            flow = clip.flow(t)
-            hidden = occlusion(flow[None], clip.backward_flow(t + 1)[None])[0]
-        else:
-            flow, hidden = -clip.backward_flow(t), None
         superpixels = Superpixels(clip.superpixel_labels(t), clip.superpixel_vectors(t))
-        yield View(clip.frame(t), flow, back, hidden, superpixels)
+        if t == len(clip) - 1:
+            assert back is not None
+            yield View(clip.frame(t), -back, back, None, revealed, superpixels)
+            return
+        flow, after = clip.flow(t), clip.backward_flow(t + 1)
+        yield View(clip.frame(t), flow, back, occlusion(flow[None], after[None])[0], revealed, superpixels)
+        back, revealed = after, occlusion(after[None], flow[None])[0]
 
 
 def track(views: Iterable[View], masks: Iterable[Tensor], propose: Proposals = graph_proposals,
@@ -80,7 +82,7 @@ def track(views: Iterable[View], masks: Iterable[Tensor], propose: Proposals = g
     tracker = tracker or Tracker()
     for view, mask in zip(views, masks):
         regions = view.regions(mask)
-        yield tracker.step(regions, propose(view, regions), view.back)
+        yield tracker.step(regions, propose(view, regions), view.back, view.revealed)
 
 
 def predict_objects(clip: Clip, masks: NDArray[np.integer], propose: Proposals = graph_proposals,
@@ -105,11 +107,16 @@ def predict_objects(clip: Clip, masks: NDArray[np.integer], propose: Proposals =
 
 def propagate(views: Iterable[View], given: Mapping[int, Tensor]) -> Iterator[Frame]:
     """Objects frame by frame whose masks are given: see :func:`propagate_objects`; the masks are of the views' size."""
-    tracker = Tracker(births=False)
+    count = max(int(mask[mask != VOID].max()) for mask in given.values()) + 1
+    frame: Frame | None = None
     for t, view in enumerate(views):
         regions = view.regions(torch.zeros_like(view.frame[0], dtype=torch.bool))
-        frame = tracker.step(regions, np.full(len(regions.area), -1), view.back)
-        yield tracker.give(regions, torch.where(given[t] == VOID, 0, given[t])) if t in given else frame
+        if frame is None:
+            frame = Frame(torch.zeros(view.frame.shape[-2:], dtype=torch.int64), torch.zeros(len(regions.area)).long())
+        else:
+            frame = follow(regions, carry(regions, frame.labels.numpy(), count, view.back, view.revealed))
+        frame = with_given(frame, regions, given[t]) if t in given else frame
+        yield frame
 
 
 def check_given(clip: Clip, given: Mapping[int, Tensor]) -> None:

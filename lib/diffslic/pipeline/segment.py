@@ -95,13 +95,13 @@ class Segmentation(ABC):
     def views(self, ssn: SSN) -> Iterator[View]:
         """Frames at the height of the networks with flow both ways and superpixels."""
         ahead, seen = tee(self._pictures())
-        back = None
+        back = revealed = None
         for both, frame in zip(video_flow_both_ways(self.raft, ahead, self.n_iters, self.polished), seen):
-            yield View(frame, both.forward, back, both.occlusion, find_superpixels(ssn, frame))
-            back = both.backward
+            yield View(frame, both.forward, back, both.occlusion, revealed, find_superpixels(ssn, frame))
+            back, revealed = both.backward, both.backward_occlusion
         assert back is not None  # there are two frames at least
         last = next(seen)
-        yield View(last, -back, back, None, find_superpixels(ssn, last))
+        yield View(last, -back, back, None, revealed, find_superpixels(ssn, last))
 
     @property
     def working_size(self) -> tuple[int, int]:

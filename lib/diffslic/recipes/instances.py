@@ -16,7 +16,7 @@ from diffslic import metrics, pipeline, training
 from diffslic.datasets.clip import VOID, Clip, check_apart
 from diffslic.recipes.cards import write_card
 from diffslic.recipes.unet import CROP, Samples
-from diffslic.segmentation import UNet, matched_loss
+from diffslic.segmentation import UNet, body_logits, matched_loss
 
 N_BODIES = 6  # masks: a crowd has up to five bodies, and static things that seem to move make more
 PRESETS = "crowd+plaza"  # of scenes
@@ -50,7 +50,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
-        return matched_loss(network(batch["input"]), batch["labels"], VOID)
+        return matched_loss(body_logits(network, batch["input"]), batch["labels"], VOID)
 
     settings = {"n_bodies": n_bodies, "batch_size": batch_size, "start": str(start), "seed": seed,
                 "clips": [clip.name for clip in clips]}
@@ -88,7 +88,7 @@ def evaluate(model: UNet, clips: Sequence[Clip]) -> dict[str, float]:
     scores: list[float] = []
     for clip in clips:
         for t in clip.frames_with("flow"):
-            logits = model(pipeline.clip_input(clip, t, model.config.inputs)[None].to(device)).cpu()
+            logits = body_logits(model, pipeline.clip_input(clip, t, model.config.inputs)[None].to(device)).cpu()
             truth = clip.labels(t)
             losses.append(float(matched_loss(logits, truth[None], VOID)))
             scores += metrics.assigned_iou(logits[0].argmax(0), truth, VOID).values()

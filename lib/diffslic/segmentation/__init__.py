@@ -17,6 +17,7 @@ from diffslic.segmentation.em import expectation_maximisation as expectation_max
 from diffslic.segmentation.em import grown_layers as grown_layers
 from diffslic.segmentation.em import grown_windows as grown_windows
 from diffslic.segmentation.inputs import flow_channels as flow_channels
+from diffslic.segmentation.instances import body_logits as body_logits
 from diffslic.segmentation.instances import matched_loss as matched_loss
 from diffslic.segmentation.instances import network_proposals as network_proposals
 from diffslic.segmentation.linking import Window as Window
@@ -47,8 +48,9 @@ from diffslic.segmentation.unet import bce_dice as bce_dice
 from diffslic.segmentation.unet3d import SpaceTimeUNet as SpaceTimeUNet
 
 __all__ = ["EMResult", "MotionNet", "MotionNetConfig", "Regions", "SpaceTimeUNet", "Tracker", "UNet", "UNetConfig",
-           "Window", "all_but_largest", "bce_dice", "camera_motion", "camera_residual_mask", "coherence_loss",
-           "expectation_maximisation", "fit_motion", "fit_spacetime", "flow_channels", "flow_magnitude_mask",
-           "grown_layers", "grown_windows", "largest_objects", "link", "linked_components", "matched_loss",
-           "motion_basis", "motion_flow", "moving_layers", "network_proposals", "proposals", "regions_of",
-           "soft_masks", "spacetime_flow", "spacetime_loss", "spline_basis", "temporal_consistency", "window_starts"]
+           "Window", "all_but_largest", "bce_dice", "body_logits", "camera_motion", "camera_residual_mask",
+           "coherence_loss", "expectation_maximisation", "fit_motion", "fit_spacetime", "flow_channels",
+           "flow_magnitude_mask", "grown_layers", "grown_windows", "largest_objects", "link", "linked_components",
+           "matched_loss", "motion_basis", "motion_flow", "moving_layers", "network_proposals", "proposals",
+           "regions_of", "soft_masks", "spacetime_flow", "spacetime_loss", "spline_basis", "temporal_consistency",
+           "window_starts"]

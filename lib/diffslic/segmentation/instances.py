@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffslic.geometry import resize
 from diffslic.segmentation.regions import Indices, Regions, without_crumbs
 
 
@@ -58,6 +59,15 @@ def dice_loss(masks: Tensor, bodies: Tensor) -> Tensor:
     """Soft Dice loss (M, K) of each mask (M, N) for each body (K, N); one pixel is added to both counts."""
     total = masks.sum(1)[:, None] + bodies.sum(1)
     return 1 - (2 * masks @ bodies.T + 1) / (total + 1)
+
+
+def body_logits(net: nn.Module, channels: Tensor) -> Tensor:
+    """Logits (B, 1 + M, H, W) of channels (B, C, H, W) by a network that works at half the size.
+
+    Bodies are told apart by what lies far from one another, and their outlines come from superpixels: half the size
+    takes a quarter of the time and lets the network see twice as far.
+    """
+    return resize(net(F.avg_pool2d(channels, 2, ceil_mode=True, count_include_pad=False)), channels.shape[-2:])
 
 
 def network_proposals(logits: Tensor, regions: Regions, smallest: float = 100.0) -> Indices:

@@ -8,7 +8,7 @@ as long as its colours speak for it, and is known again by them when it comes ba
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from diffslic.segmentation.propagation import Frame, carry
 from diffslic.segmentation.regions import PROPORTION, Floats, Indices, Regions
 
 MAX_OBJECTS = 20  # that the DAVIS 2017 unsupervised protocol allows in a video
@@ -47,24 +48,17 @@ class Unpools(Protocol):
         """(B, S, C) to (B, C, H, W)."""
 
 
-class Frame(NamedTuple):
-    """What a frame's objects are."""
-
-    labels: Tensor  # (H, W) int64: 0 background, from 1 objects
-    decision: Tensor  # (S,) int64: the same for superpixels; un-pooled it is a soft mask of each object
-
-
 @dataclass
 class Tracker:
     """Names objects frame by frame; nothing of earlier frames but the last labels and each track's colours is kept."""
 
-    births: bool = True  # whether what no track explains becomes one
     most: int = MAX_OBJECTS  # names at a time; one that was lost for long is given to another object
     tracks: dict[int, Track] = field(default_factory=dict)
     labels: Indices | None = None  # (H, W) of the frame before
     frame: int = -1
 
-    def step(self, regions: Regions, found: Indices, back: Tensor | None = None) -> Frame:
+    def step(self, regions: Regions, found: Indices, back: Tensor | None = None,
+             revealed: Tensor | None = None) -> Frame:
         """The objects of the next frame.
 
         Args:
@@ -72,6 +66,7 @@ class Tracker:
             found: (S,) the proposal of each superpixel from 0, -1 where there is none; see
                 :func:`diffslic.segmentation.proposals` and :func:`diffslic.segmentation.network_proposals`.
             back: flow (2, H, W) in pixels from this frame to the one before; None in the first frame.
+            revealed: (H, W) bool, pixels that the frame before hides.
 
         Raises:
             ValueError: no flow back from a frame that has one before it, or one of another size; proposals of other
@@ -80,7 +75,9 @@ class Tracker:
         if found.shape != regions.area.shape:
             raise ValueError(f"proposals must be those of {len(regions.area)} superpixels, got {found.shape}")
         self.frame += 1
-        places, carried = self._carried(regions, back)               # (H, W), (S, K)
+        size, count = regions.labels.shape, max(self.tracks, default=0) + 1
+        places, carried = (carry(regions, self.labels, count, back, revealed) if self.labels is not None else
+                           (np.zeros(size, dtype=np.int64), np.zeros((len(regions.area), count))))
         names = self._names(regions, found, carried)                        # (P,)
         decision = np.append(names, 0)[found]                               # -1, the background, is the last
         kept = self._kept(regions, found, carried, names, decision)
@@ -88,41 +85,6 @@ class Tracker:
         self.labels = np.where(shown, decision[regions.labels], 0)
         self._remember(regions, decision)
         return Frame(torch.from_numpy(self.labels), torch.from_numpy(decision))
-
-    def give(self, regions: Regions, labels: Tensor) -> Frame:
-        """Take objects of the present frame as given, and return it: labels (H, W), 0 where nothing is said.
-
-        Raises:
-            ValueError: labels of another size, or no integers.
-        """
-        if labels.is_floating_point() or labels.shape != regions.labels.shape:
-            raise ValueError(f"labels must be integers of the frame's size {regions.labels.shape}, got {labels.dtype} "
-                             f"{tuple(labels.shape)}")
-        given = labels.cpu().numpy().astype(np.int64)
-        before = np.zeros_like(given) if self.labels is None else self.labels
-        self.labels = np.where(given > 0, given, before)
-        self.frame = max(self.frame, 0)
-        counts = _pixels_of(regions, self.labels, int(self.labels.max()) + 1)
-        for name in np.unique(given[given > 0]).tolist():
-            mine = counts[:, name] > regions.area / 2
-            mine = mine if mine.any() else counts[:, name] == counts[:, name].max()
-            self.tracks[name] = self._track(regions, mine)
-        return Frame(torch.from_numpy(self.labels), torch.from_numpy(counts.argmax(axis=1)))
-
-    def _carried(self, regions: Regions, back: Tensor | None) -> tuple[Indices, Floats]:
-        """The label that each pixel had in the frame before (H, W), and each name's share in each superpixel (S, K)."""
-        size, count = regions.labels.shape, max(self.tracks, default=0) + 1
-        if self.labels is None:
-            return np.zeros(size, dtype=np.int64), np.zeros((len(regions.area), count))
-        if back is None or tuple(back.shape) != (2, *size):
-            raise ValueError(f"flow back to the frame before must be {(2, *size)}, got "
-                             f"{None if back is None else tuple(back.shape)}")
-        across, down = np.rint(back.cpu().numpy()).astype(np.int64)
-        row, column = np.indices(size)
-        row, column = row + down, column + across
-        inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
-        labels = np.where(inside, self.labels[row.clip(0, size[0] - 1), column.clip(0, size[1] - 1)], 0)
-        return labels, _pixels_of(regions, labels, count) / regions.area[:, None].clip(1)
 
     def _names(self, regions: Regions, found: Indices, carried: Floats) -> Indices:
         """The track of each proposal: matched, a part that came loose, known again, new, or 0 for none."""
@@ -155,8 +117,6 @@ class Tracker:
 
     def _free_name(self) -> int:
         """A name for a new object; 0 where there may be none."""
-        if not self.births:
-            return 0
         if len(self.tracks) < self.most:
             return next(name for name in range(1, self.most + 1) if name not in self.tracks)
         name = min(self.tracks, key=lambda name: self.tracks[name].seen)
@@ -224,9 +184,3 @@ def largest_objects(labels: NDArray[np.integer], count: int = MAX_OBJECTS) -> ND
 
 def _mean_motion(regions: Regions, members: NDArray[np.bool_]) -> Floats:
     return (members * regions.area) @ regions.motion / (members @ regions.area).clip(1)
-
-
-def _pixels_of(regions: Regions, labels: Indices, count: int) -> Floats:
-    """How many pixels of each superpixel carry each label below ``count``: (S, K)."""
-    return np.bincount(regions.labels.ravel() * count + labels.ravel(),
-                       minlength=len(regions.area) * count).reshape(-1, count).astype(float)
