@@ -28,3 +28,13 @@ def test_the_boxes_of_masks():
     assert metrics.box_iou(mask, truth) == 0
     with pytest.raises(ValueError, match="truth"):
         metrics.box_iou(mask, truth[1:])
+
+
+def test_layers_are_assigned_to_objects_one_to_one():
+    layers = np.array([[5, 5, 5, 5, 9, 0, 9]])
+    truth = np.array([[1, 1, 1, 2, 2, 0, 255]])     # 5 is more like both
+    assert metrics.assigned_iou(layers, truth) == {1: 3 / 4, 2: 1 / 2}
+    assert metrics.assigned_iou(layers * (layers == 5), truth) == {1: 3 / 4, 2: 0}
+    assert metrics.assigned_iou(layers, truth * 0) == {}
+    with pytest.raises(ValueError, match="truth"):
+        metrics.assigned_iou(layers, truth[:, 1:])

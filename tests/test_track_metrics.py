@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffslic import metrics
-from diffslic.metrics import ClearMOT
+from diffslic.metrics import ClearMOT, match_objects
 
 TWO = np.array([[[1, 1, 0, 2, 2]]] * 4)  # two objects of two pixels, four frames
 
@@ -59,3 +59,14 @@ def test_nonsense_is_refused(pred, threshold, told):
     with pytest.raises(ValueError) as caught:
         metrics.clear_mot(pred, TWO, threshold)
     assert told in str(caught.value)
+
+
+def test_matches_say_which_label_an_object_goes_under_and_where_it_changes():
+    truth = np.array([[[1, 1, 0, 5, 5]]] * 4)
+    truth[2:, :, :2] = 0                            # object 1 leaves
+    pred = np.array([[[7, 7, 0, 3, 3]], [[3, 3, 0, 0, 0]], [[0, 0, 0, 4, 4]], [[0, 0, 0, 3, 3]]])
+    matches = match_objects(pred, truth)
+    assert matches.objects.tolist() == [1, 5]
+    assert matches.labels.tolist() == [[7, 3], [3, 0], [-1, 4], [-1, 3]]
+    assert matches.switches.tolist() == [[False, False], [True, False], [False, True], [False, True]]
+    assert match_objects(0 * pred, 0 * truth).labels.shape == (4, 0)

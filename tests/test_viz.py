@@ -243,3 +243,20 @@ def test_depth_has_even_colours_in_inverse_depth():
     for ends in ((0, 4), (-1, 4), (4, 1)):
         with pytest.raises(ValueError, match="0 < nearest <= farthest"):
             viz.depth_to_color(depth, *ends)
+
+
+def test_timelines_have_a_row_of_colours_for_each_object():
+    labels = np.array([[7, -1], [3, 0], [3, 4]])
+    switches = np.array([[False, False], [True, False], [False, False]])
+    figure = viz.timelines({"a": (labels, switches), "b": (labels, switches)}, [1, 5])
+    first = figure.axes[0]
+    shown, palette = first.images[0].get_array(), viz.voc_palette()
+    assert shown.shape == (2, 3, 3)
+    assert (shown[0] == palette[[7, 3, 3]]).all() and (shown[1, 0] == 255).all() and (shown[1, 1] == 200).all()
+    assert [line.get_xydata().tolist() for line in first.lines] == [[[1, 0]]]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["1", "5"]
+    with pytest.raises(ValueError, match="at least one panel"):
+        viz.timelines({})
+    for wrong in ((labels, switches[:2], [1, 5]), (labels, switches, [1])):
+        with pytest.raises(ValueError, match="must be"):
+            viz.timelines({"a": wrong[:2]}, wrong[2])

@@ -277,6 +277,42 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     return figure
 
 
+def timelines(panels: Mapping[str, tuple[Arraylike, Arraylike]], objects: Sequence[int] = (),
+              width: float = 10.0) -> Figure:
+    """A figure of tracks, a panel beside the other: a row per object in the palette's colour of the label it goes by.
+
+    Grey: no label matches the object. Nothing: it is not there. A cross: it goes on under another label.
+
+    Args:
+        panels: title -> labels (T, K), 0 for none and -1 for absent, and switches (T, K) bool; see
+            :class:`diffslic.metrics.Matches`.
+        objects: names of the rows, one for each of the K objects.
+        width: of the figure, in inches.
+
+    Raises:
+        ValueError: no panel, labels and switches of several sizes, another number of names.
+    """
+    if not panels:
+        raise ValueError("timelines need at least one panel, got none")
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 0.8), layout="constrained", squeeze=False, sharey=True)
+    rows = 0
+    for ax, (title, (labels, switches)) in zip(axes.flat, panels.items()):
+        labels, switches = _numpy(labels).T, _numpy(switches).T                 # (K, T)
+        if labels.ndim != 2 or labels.shape != switches.shape or len(objects) not in (0, len(labels)):
+            raise ValueError(f"labels and switches must be (T, K) and the names K or none, got {labels.T.shape}, "
+                             f"{switches.T.shape} and {len(objects)}")
+        rows = max(rows, len(labels))
+        shown = voc_palette()[labels.clip(0, 255)]
+        shown[labels == 0], shown[labels < 0] = 200, 255
+        ax.imshow(shown, aspect="auto", interpolation="nearest")
+        ax.plot(*np.nonzero(switches)[::-1], "x", color="black")
+        ax.set(title=title, xlabel="frame", yticks=range(len(labels)), yticklabels=objects or range(1, len(labels) + 1))
+    axes[0, 0].set_ylabel("object")
+    figure.set_figheight(0.9 + 0.3 * rows)
+    plt.close(figure)
+    return figure
+
+
 def _numpy(array: Arraylike) -> NDArray:
     return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
 

@@ -19,7 +19,10 @@ from diffslic.metrics.segments import assigned_iou as assigned_iou
 from diffslic.metrics.segments import best_iou as best_iou
 from diffslic.metrics.segments import box_iou as box_iou
 from diffslic.metrics.tracks import ClearMOT as ClearMOT
+from diffslic.metrics.tracks import Matches as Matches
 from diffslic.metrics.tracks import clear_mot as clear_mot
+from diffslic.metrics.tracks import match_objects as match_objects
 
-__all__ = ["MAX_PROPOSALS", "PROTOCOLS", "STATISTICS", "ClearMOT", "DavisScore", "assigned_iou", "best_iou", "box_iou",
-           "clear_mot", "compactness", "davis", "davis_summary", "depth", "explained_variation", "flow", "superpixels"]
+__all__ = ["MAX_PROPOSALS", "PROTOCOLS", "STATISTICS", "ClearMOT", "DavisScore", "Matches", "assigned_iou", "best_iou",
+           "box_iou", "clear_mot", "compactness", "davis", "davis_summary", "depth", "explained_variation", "flow",
+           "match_objects", "superpixels"]

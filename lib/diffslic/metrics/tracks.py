@@ -25,12 +25,27 @@ class ClearMOT(NamedTuple):
         return 1 - wrong / self.objects if self.objects else float("nan")
 
 
-def clear_mot(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255) -> ClearMOT:
-    """Count identity switches, misses and false positives of label maps, as CLEAR MOT does with boxes.
+class Matches(NamedTuple):
+    """Which label each object goes under."""
+
+    objects: Array  # (K,) ids of the truth
+    labels: Array  # (T, K) the label that matches each object in each frame; 0: none does, -1: the object is not there
+
+    @property
+    def switches(self) -> Array:
+        """(T, K) bool: the object goes on under another label than it was last found under, however long ago."""
+        last, found = np.zeros(len(self.objects), dtype=np.int64), np.zeros(self.labels.shape, dtype=bool)
+        for t, labels in enumerate(self.labels):
+            found[t] = (labels > 0) & (last > 0) & (labels != last)
+            last = np.where(labels > 0, labels, last)
+        return found
+
+
+def match_objects(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255) -> Matches:
+    """Find the label of each object in each frame, as CLEAR MOT does with boxes.
 
     In each frame a label stays with the object that it was matched to last, as long as their intersection over union
-    reaches the threshold; the other objects and labels are matched so that the sum of theirs is largest. A switch is
-    counted where an object is matched to another label than ever it was last, however long ago.
+    reaches the threshold; the other objects and labels are matched so that the sum of theirs is largest.
 
     Args:
         pred, truth: (T, H, W) integer labels, 0 = background.
@@ -47,21 +62,29 @@ def clear_mot(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255) ->
         raise ValueError(f"pred is {pred.shape} but truth is {truth.shape}")
     if not 0 < threshold <= 1:
         raise ValueError(f"the threshold must lie in (0, 1], got {threshold}")
-    last: dict[int, int] = {}  # of every object seen so far, the label that it was last matched to
+    ids = np.unique(truth[(truth > 0) & (truth != void)])
+    found = np.full((len(truth), len(ids)), -1, dtype=np.int64)
     holder: dict[int, int] = {}  # of every label, the object that had it last
-    switches = misses = false_positives = count = 0
-    for labels, objects in zip(pred, truth):
+    for t, (labels, objects) in enumerate(zip(pred, truth)):
         counts = objects != void
         known, shown, overlaps = pairwise_iou(objects[counts], labels[counts])
         overlaps, known, shown = overlaps[known > 0][:, shown > 0], known[known > 0], shown[shown > 0]
         matches = _matches(overlaps, known, shown, holder, threshold)
-        switches += sum(last.get(thing, label) != label for thing, label in matches.items())
-        misses += len(known) - len(matches)
-        false_positives += len(shown) - len(matches)
-        count += len(known)
-        last |= matches
+        found[t, np.searchsorted(ids, known)] = [matches.get(int(thing), 0) for thing in known]
         holder |= {label: thing for thing, label in matches.items()}
-    return ClearMOT(switches, misses, false_positives, count)
+    return Matches(ids, found)
+
+
+def clear_mot(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255) -> ClearMOT:
+    """Count identity switches, misses and false positives of label maps: see :func:`match_objects`.
+
+    A switch is counted where an object is matched to another label than ever it was last, however long ago.
+    """
+    matches = match_objects(pred, truth, threshold, void)
+    pred, truth = integers(pred, "pred", "(T, H, W)"), integers(truth, "truth", "(T, H, W)")
+    shown = sum(len(np.unique(labels[(labels > 0) & (objects != void)])) for labels, objects in zip(pred, truth))
+    return ClearMOT(int(matches.switches.sum()), int((matches.labels == 0).sum()),
+                    shown - int((matches.labels > 0).sum()), int((matches.labels >= 0).sum()))
 
 
 def _matches(overlaps: NDArray[np.float64], known: Array, shown: Array, holder: dict[int, int],

@@ -35,7 +35,7 @@ def matched_loss(logits: Tensor, labels: Tensor, void: int = 255) -> Tensor:
         raise ValueError(f"logits must be (B, 1 + M, H, W) and labels (B, H, W), "
                          f"got {tuple(logits.shape)} and {tuple(labels.shape)}")
     return torch.stack([_matched_loss(one.flatten(1), truth.flatten(), void)
-                        for one, truth in zip(logits.float(), labels)])
+                        for one, truth in zip(logits, labels)])
 
 
 def _matched_loss(logits: Tensor, labels: Tensor, void: int) -> Tensor:
