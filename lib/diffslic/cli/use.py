@@ -68,7 +68,7 @@ def segment(
 
     Semi-supervised: the same with --given ../DAVIS/Annotations/480p for --objects
     """
-    from diffslic import datasets, pipeline
+    from diffslic import pipeline
 
     if instances is not None and not objects:
         raise ValueError("--instances is the network of --objects")
@@ -76,10 +76,9 @@ def segment(
     how = {"method": method, "weights": weights, "window": window, "objects": parted, "raft": raft, "ssn": ssn,
            "rows": rows, "polished": polish, "device": device}
     if dataset == "folder":
-        clip = datasets.open("folder", root=source)[0]
-        masks = None if given is None else datasets.given_masks(given, clip)
-        pipeline.segment(clip, **how, given=masks).save(out, overlay, fps, official, progress=not as_json)
-        clips = [clip]
+        result = pipeline.segment(source, **how, given=given)
+        result.save(out, overlay, fps, official, progress=not as_json)
+        clips = [result.clip]
     else:
         clips = open_clips(dataset, source, split, resolution)
         pipeline.segment_clips(clips, out, overlay, fps, official, given, progress=not as_json, **how)

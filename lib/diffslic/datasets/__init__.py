@@ -15,6 +15,7 @@ from diffslic.datasets.cache import cached_clip as cached_clip
 from diffslic.datasets.cache import is_current as is_current
 from diffslic.datasets.cache import write_clip_cache as write_clip_cache
 from diffslic.datasets.clip import Clip as Clip
+from diffslic.datasets.clip import first_masks as first_masks
 from diffslic.datasets.folder import given_masks as given_masks
 
 # Name -> (module, function). A module is imported when it is asked for: the scenes bring their textures along.
@@ -30,7 +31,7 @@ CHECKS = {"davis2016": ("davis", "problems2016"), "davis2017": ("davis", "proble
           "kitti": ("flow_sets", "kitti_problems"), "folder": ("folder", "problems"),
           "split": ("split", "problems")}
 
-__all__ = ["CHECKS", "DATASETS", "Clip", "cached_clip", "check", "given_masks", "is_current", "open",
+__all__ = ["CHECKS", "DATASETS", "Clip", "cached_clip", "check", "first_masks", "given_masks", "is_current", "open",
            "write_clip_cache"]
 
 

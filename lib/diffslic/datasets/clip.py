@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
+
+from diffslic.geometry import resize, resize_intrinsics, resize_labels
 
 Reader = Callable[[int], Tensor]
 VOID = 255  # the label of pixels that count for nothing
@@ -131,6 +134,16 @@ class Clip:
         name = f"{self.name}-{start:05d}-{stop:05d}"  # other frames, another name: a cache is filed under it
         return replace(self, name=name, readers=shifted, length=stop - start, frame_names=self.frame_names[start:stop])
 
+    def resized(self, rows: int) -> "Clip":
+        """The same clip with so many rows, columns in proportion: frames, and labels where there are some."""
+        size = (rows, max(1, round(self.size[1] * rows / self.size[0])))
+        readers: dict[str, Reader] = {"frame": partial(_resized_frame, self, size)}
+        if self.has("labels"):
+            readers["labels"] = partial(_resized_labels, self, size)
+        known = self.intrinsics_
+        intrinsics = None if known is None else resize_intrinsics(known, self.size, size)
+        return replace(self, size=size, readers=readers, intrinsics_=intrinsics)
+
     def with_readers(self, **readers: Reader) -> "Clip":
         """The same clip with readers added or replaced, e.g. a cached flow."""
         return replace(self, readers={**self.readers, **readers})
@@ -158,6 +171,35 @@ def labels_or_none(clip: Clip, t: int) -> Tensor | None:
         return clip.labels(t)
     except LookupError:
         return None
+
+
+def first_masks(labels: Iterable[tuple[int, Tensor]]) -> dict[int, Tensor]:
+    """What the semi-supervised protocol gives away: of each frame (H, W) the objects that no frame before has.
+
+    Args:
+        labels: frame numbers, rising, each with its ids (H, W); 0 is background and 255 void.
+
+    Raises:
+        LookupError: no object in any.
+    """
+    given: dict[int, Tensor] = {}
+    known = torch.tensor([0, VOID])
+    for t, ids in labels:
+        entering = torch.where(torch.isin(ids, known), 0, ids)
+        if entering.any():
+            given[t] = entering
+            known = torch.cat([known, entering.unique()])
+    if not given:
+        raise LookupError("no mask has an object, ids from 1 to 254 (0 is background, 255 void)")
+    return given
+
+
+def _resized_frame(clip: Clip, size: tuple[int, int], t: int) -> Tensor:
+    return resize(clip.frame(t)[None], size)[0].clamp(0, 1)
+
+
+def _resized_labels(clip: Clip, size: tuple[int, int], t: int) -> Tensor:
+    return resize_labels(clip.labels(t)[None], size)[0]
 
 
 def _read_later(read: Reader, start: int, t: int) -> Tensor:

@@ -3,18 +3,16 @@
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from diffslic.datasets.clip import VOID, Clip, Reader
+from diffslic.datasets.clip import Clip, Reader, first_masks
 from diffslic.datasets.io import IMAGE_SUFFIXES, check_size, image_size, read_image, read_labels
 from diffslic.datasets.problems import problems_of
 from diffslic.datasets.video import VIDEO_SUFFIXES, Video
-from diffslic.geometry import resize, resize_labels
+from diffslic.geometry import resize_labels
 
 LAYOUT = ("expected a video file, a folder of images, or a folder with frames/ and, where masks exist, "
           "masks/ with files of the same names")
@@ -62,7 +60,7 @@ def clips(root: str | Path, resolution: int | None = None) -> list[Clip]:
     clip = _from_folder(root) if root.is_dir() else _from_video(root)
     if len(clip) < 2:
         raise ValueError(f"{root}: motion needs at least two frames, got one")
-    return [clip if resolution is None else _resized(clip, resolution)]
+    return [clip if resolution is None else clip.resized(resolution)]
 
 
 def problems(root: str | Path, deep: bool) -> Iterator[str]:
@@ -99,43 +97,36 @@ def _read_mask(paths: Sequence[Path], size: tuple[int, int], t: int) -> Tensor:
 
 
 def given_masks(folder: str | Path, clip: Clip) -> dict[int, Tensor]:
-    """Masks with which objects are given to be followed: of each frame (H, W) the ids that no frame before has.
+    """Masks in files with which objects are given to be followed: see :func:`diffslic.datasets.clip.first_masks`.
+
+    A mask of the same shape and another size is brought to that of the frames; so is, with a warning, one whose shape
+    differs by less than a hundredth.
 
     Args:
-        folder: ``<frame name>.png`` of some frames of the clip, or of all; 0 is background and 255 void.
-
-    A mask of another size is brought to that of the frames, with a warning, as long as its shape differs by less than
-    a hundredth.
+        folder: ``<frame name>.png`` of some frames of the clip, or of all.
 
     Raises:
         FileNotFoundError: no folder, or no mask of a frame. ValueError: a mask of another shape than its frame, or no
             id in any: levels of 0 and 255 alone say which pixels are void, not whose they are.
     """
-    folder = Path(folder)
+    folder, names = Path(folder), {clip.frame_name(t): t for t in range(len(clip))}
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, expected masks of frames, such as {clip.frame_name(0)}.png")
-    paths = {path.stem: path for path in image_files(folder)}
-    given: dict[int, Tensor] = {}
-    known = torch.tensor([0, VOID])
-    for t in range(len(clip)):
-        if (path := paths.get(clip.frame_name(t))) is not None:
-            labels = _fitted(path, read_labels(path), clip)
-            entering = torch.where(torch.isin(labels, known), 0, labels)
-            if entering.any():
-                given[t] = entering
-                known = torch.cat([known, entering.unique()])
-    if not set(paths) & {clip.frame_name(t) for t in range(len(clip))}:
+    paths = {names[path.stem]: path for path in image_files(folder) if path.stem in names}
+    if not paths:
         raise FileNotFoundError(f"{folder}: no mask of a frame of clip {clip.name!r}, such as {clip.frame_name(0)}.png")
-    if not given:
-        raise ValueError(f"{folder}: no mask has an object, ids from 1 to 254 (0 is background, 255 void)")
-    return given
+    try:
+        return first_masks((t, _fitted(path, read_labels(path), clip)) for t, path in sorted(paths.items()))
+    except LookupError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def _fitted(path: Path, labels: Tensor, clip: Clip) -> Tensor:
     (height, width), size = labels.shape, clip.size
     if (height, width) != size and abs(width * size[0] / (height * size[1]) - 1) < 0.01:
-        warnings.warn(f"{path}: {height}x{width} (rows x columns), brought to {size[0]}x{size[1]} as clip "
-                      f"{clip.name!r} has", stacklevel=3)
+        if abs(width * size[0] / height - size[1]) > 0.5:  # more than rounding
+            warnings.warn(f"{path}: {height}x{width} (rows x columns), brought to {size[0]}x{size[1]} as clip "
+                          f"{clip.name!r} has", stacklevel=2)
         return resize_labels(labels[None], size)[0]
     return check_size(path, labels, size, f"clip {clip.name!r}")
 
@@ -147,19 +138,3 @@ def _from_video(path: Path) -> Clip:
         raise ValueError(f"{path}: not a video by its name (known: {' '.join(VIDEO_SUFFIXES)}); {LAYOUT}")
     video = Video(path)
     return Clip(path.stem, video.size, {"frame": video.frame}, video.count(), fps=video.fps)
-
-
-def _resized(clip: Clip, rows: int) -> Clip:
-    size = (rows, max(1, round(clip.size[1] * rows / clip.size[0])))
-    readers: dict[str, Reader] = {"frame": partial(_resized_frame, clip, size)}
-    if clip.has("labels"):
-        readers["labels"] = partial(_resized_labels, clip, size)
-    return replace(clip, size=size, readers=readers)
-
-
-def _resized_frame(clip: Clip, size: tuple[int, int], t: int) -> Tensor:
-    return resize(clip.frame(t)[None], size)[0].clamp(0, 1)
-
-
-def _resized_labels(clip: Clip, size: tuple[int, int], t: int) -> Tensor:
-    return resize_labels(clip.labels(t)[None], size)[0]

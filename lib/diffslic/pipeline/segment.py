@@ -263,7 +263,7 @@ class MotionSegmentation(Segmentation):
 def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: str | Path = "small",
             ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, polished: bool = True,
             method: str = "unet", window: int | None = None, objects: str | None = None,
-            given: Mapping[int, Tensor] | None = None, device: str = "cpu") -> Segmentation:
+            given: Mapping[int, Tensor] | str | Path | None = None, device: str = "cpu") -> Segmentation:
     """The whole job: ``segment("my_frames/").save("masks/")``.
 
     Args:
@@ -275,8 +275,8 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         n_iters, polished: see :func:`video_flow`. window: see :meth:`MotionNet.segment`.
         objects: of the U-Net: part what moves into at most 20 objects that keep their names, by "graph" (see
             :func:`diffslic.segmentation.proposals`) or by a network of several masks (a shipped name or a file).
-        given: instead of finding anything, follow objects whose masks are given: see :func:`propagate_objects` and
-            :func:`diffslic.datasets.given_masks`.
+        given: instead of finding anything, follow objects whose masks are given, as :func:`propagate_objects` takes
+            them or in a folder of files (:func:`diffslic.datasets.given_masks`).
 
     Returns:
         A :class:`Segmentation`, nothing of which is computed yet.
@@ -294,6 +294,7 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if given is not None:
         if method != "unet" or objects or weights or window:
             raise ValueError("given objects are followed, not found: give no method, weights, window or objects")
+        given = given if isinstance(given, Mapping) else given_masks(given, clip)
         check_given(clip, given)
         return GivenSegmentation(clip, flow, rows, n_iters, polished, SSN.from_pretrained(ssn, device), given)
     if method == "unet":
@@ -322,11 +323,12 @@ def segment_clips(clips: Sequence[Clip], folder: str | Path, overlay: bool = Tru
         given: a folder with the masks of objects to be followed, ``given/<clip name>``.
         how: arguments of :func:`segment`; the networks are loaded once.
     """
-    masks = [{} if given is None else {"given": given_masks(Path(given) / clip.name, clip)} for clip in clips]
-    first = segment(clips[0], **how, **masks[0])
-    for clip, its in zip(clips, masks):
+    masks = {clip.name: {} if given is None else {"given": given_masks(Path(given) / clip.name, clip)}
+             for clip in clips}
+    first = segment(clips[0], **how, **masks[clips[0].name])
+    for clip in clips:
         _check_length(clip)
-        replace(first, clip=clip, **its).save(Path(folder) / clip.name, overlay, fps, official, progress)
+        replace(first, clip=clip, **masks[clip.name]).save(Path(folder) / clip.name, overlay, fps, official, progress)
 
 
 def _check_length(clip: Clip) -> None:

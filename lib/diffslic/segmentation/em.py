@@ -25,7 +25,7 @@ SHARPNESS = 10.0  # of the random masks to begin with: their logits fall by so m
 ROUNDS_PER_LAYER = 6  # before another layer is added
 ROUNDS = 8  # to go on from known layers, and again for each that is given up for another
 EXCHANGES = 2  # layers of a window that may be
-DOUBT = 0.1  # share of a known layer that is spread over all layers before it goes on
+DOUBT = 0.02  # share of a known layer that is spread over all layers before it goes on
 REACH = 0.12  # of the longer side: the deviation of a new layer around the place that is explained worst
 NEIGHBOURS = 3, 5, 5  # frames, rows and columns over which the worst place is looked for
 
