@@ -1,14 +1,14 @@
 """Does a body keep its label over 200 frames? Six scenes of bodies that cross all the time, their true flow, windows
 of 9 frames.
 
-Each window is segmented by itself: by EM with motions that last (``diffslic.segmentation.grown_layers``), whose layers
-come in the order in which they were found, and by the shipped space-time network, whose queries have an order of their
-own. Then
+Windows come from EM with motions that last, each by itself (``diffslic.segmentation.grown_layers``), whose layers come
+in the order in which they were found; from the same EM where each window begins with what the one before has found
+(``grown_windows``); and from the shipped space-time network, whose queries have an order of their own. Then
     linked     windows that overlap by four frames, assigned one to one by what the points of the scene have been called
                (``diffslic.segmentation.link``)
     chained    the same windows, each layer named after the one that it overlaps most with
     assigned   the same, one to one by the Hungarian method on the overlap
-    side       windows side by side, layers as they come
+    side       windows side by side that know nothing of one another, layers as they come
     shuffled   the same, layers in any order: what nobody would have to tell apart
 and, for orientation, each window by itself with names of its own. Scored is the intersection over union of each moving
 body with the one label that suits it best over the whole clip; means over bodies, then over scenes.
@@ -17,7 +17,7 @@ body with the one label that suits it best over the whole clip; means over bodie
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from diffslic import datasets, geometry, metrics
-from diffslic.segmentation import MotionNet, Window, grown_layers, link, window_starts
+from diffslic.segmentation import MotionNet, Window, grown_layers, grown_windows, link, window_starts
 
 N_FRAMES, SIZE, LENGTH, OVERLAP = 200, (64, 112), 9, 4
 COLUMNS = "linked", "chained", "assigned", "side", "shuffled", "alone"
@@ -71,16 +71,17 @@ def body_score(labels: Tensor, truth: Tensor) -> float:
     return float(np.mean([score for body, score in metrics.best_iou(labels, truth).items() if body]))
 
 
-def scores(flow: Tensor, truth: Tensor, segment: Callable[[Tensor], Tensor], chance: torch.Generator) -> list[float]:
-    """By ``COLUMNS``."""
-    windows = [Window(start, segment(flow[start:start + LENGTH]), flow[start:start + LENGTH])
-               for start in window_starts(len(flow), LENGTH, OVERLAP)]
-    starts = range(0, len(flow), LENGTH)
-    side = [segment(flow[start:start + LENGTH]) for start in starts]
+def apart(flow: Tensor, segment: Callable[[Tensor], Tensor], starts: Iterable[int]) -> list[Window]:
+    """Windows that know nothing of one another."""
+    return [Window(start, segment(flow[start:start + LENGTH]), flow[start:start + LENGTH]) for start in starts]
+
+
+def scores(truth: Tensor, windows: Sequence[Window], side: Sequence[Tensor], chance: torch.Generator) -> list[float]:
+    """By ``COLUMNS``, of windows that overlap and of the masks of windows side by side."""
     shuffled = [masks[torch.randperm(len(masks), generator=chance)] for masks in side]
     linked = torch.stack(list(link(windows)), dim=1).argmax(0)
-    parts = [truth[start:start + LENGTH] for start in starts]
-    alone = [body_score(masks.argmax(0), part) for masks, part in zip(side, parts) if part.any()]
+    parts = [truth[window.start:window.start + LENGTH] for window in windows]
+    alone = [body_score(window.masks.argmax(0), part) for window, part in zip(windows, parts) if part.any()]
     ways = [linked, by_overlap(windows, most_alike), by_overlap(windows, one_to_one),
             *(torch.cat([masks.argmax(0) for masks in order]) for order in (side, shuffled))]
     return [*(body_score(labels, truth) for labels in ways), float(np.mean(alone))]
@@ -94,17 +95,23 @@ def main() -> None:
     torch.set_num_threads(1)
     chance = torch.Generator().manual_seed(0)
     net = MotionNet.from_pretrained("spacetime")
-    ways = {"EM": grown_layers,
-            "network": lambda flow: geometry.resize(torch.stack(list(net.masks(flow)), dim=1).transpose(0, 1),
-                                                    SIZE).transpose(0, 1)}
-    rows: dict[str, list[list[float]]] = {name: [] for name in ways}
+
+    def by_network(flow: Tensor) -> Tensor:
+        return geometry.resize(torch.stack(list(net.masks(flow)), dim=0), SIZE).transpose(0, 1)
+
+    rows: dict[str, list[list[float]]] = {name: [] for name in ("EM", "EM on", "network")}
     print(f"{'':20} " + " ".join(f"{name:>8}" for name in COLUMNS))
     for clip in datasets.open("scenes", preset=options.preset, n_clips=options.scenes, n_frames=N_FRAMES + 1, size=SIZE,
                               seed=950_000):
         flow = torch.stack([clip.flow(t) for t in range(N_FRAMES)])
         truth = torch.stack([clip.labels(t) for t in range(N_FRAMES)])
-        for name, segment in ways.items():
-            rows[name].append(scores(flow, truth, segment, chance))
+        starts, steps = window_starts(N_FRAMES, LENGTH, OVERLAP), range(0, N_FRAMES, LENGTH)
+        windows = {"EM": apart(flow, grown_layers, starts), "EM on": list(grown_windows(flow, LENGTH, OVERLAP)),
+                   "network": apart(flow, by_network, starts)}
+        side = {"EM": apart(flow, grown_layers, steps), "network": apart(flow, by_network, steps)}
+        side["EM on"] = side["EM"]
+        for name in rows:
+            rows[name].append(scores(truth, windows[name], [window.masks for window in side[name]], chance))
             print(f"{clip.name} {name:7} " + " ".join(f"{score:8.3f}" for score in rows[name][-1]), flush=True)
     for name, found in rows.items():
         table = np.array(found)

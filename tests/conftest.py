@@ -1,10 +1,15 @@
 """Fixtures shared by the whole suite."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from diffslic import cli
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +21,27 @@ def reference() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"DIFFSLIC_REFERENCE names {folder}, which is not a folder")
     return Path(folder)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """A command that works: its figures."""
+    def figures(*arguments: Any) -> Any:
+        assert cli.main([*map(str, arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return figures
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A command that is refused: the line that says why."""
+    def reason(*arguments: Any) -> str:
+        capsys.readouterr()
+        assert cli.main([*map(str, arguments)]) == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    return reason
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
-from diffslic import cli, datasets, evaluation, metrics, pipeline
+from diffslic import cli, datasets, evaluation, pipeline
 from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
 from diffslic.flow import RAFT
@@ -42,20 +41,9 @@ def base(tmp_path_factory):
     return folder
 
 
-def run(capsys, *arguments):
-    assert cli.main([*map(str, arguments), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def fails(capsys, *arguments):
-    capsys.readouterr()
-    assert cli.main([*map(str, arguments)]) == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
 @pytest.mark.parametrize("name", ["em", "spacetime"])
-def test_scores_of_a_table(capsys, base, tmp_path, name):
-    figures = run(capsys, "evaluate", "motion", base, "--file", base / "OWN", "--split", "val", "--out", tmp_path,
+def test_scores_of_a_table(run, base, tmp_path, name):
+    figures = run("evaluate", "motion", base, "--file", base / "OWN", "--split", "val", "--out", tmp_path,
                   "--weights", base / f"{name}.safetensors", "--save-masks", "--save-pictures", "--save-probabilities")
     rows = pd.read_csv(tmp_path / "results_val.csv")
     assert len(rows) == 2 * 4
@@ -87,17 +75,17 @@ def test_frames_without_a_mask_have_no_score(base, tmp_path):
 
 
 @pytest.mark.parametrize("system", ["em", "spacetime"])
-def test_training_on_a_table(capsys, base, tmp_path, system):
+def test_training_on_a_table(run, base, tmp_path, system):
     names = sorted(path.name for path in (base / "images").iterdir())
     held = pd.read_csv(base / "OWN_val.csv")
     held[held["Sequence"] == names[0]].to_csv(base / "HALF_val.csv", index=False)
     (base / "HALF_train.csv").write_bytes((base / "OWN_train.csv").read_bytes())
-    figures = run(capsys, "train", system, "--out", tmp_path, "--dataset", "split", "--root", base, "--file",
+    figures = run("train", system, "--out", tmp_path, "--dataset", "split", "--root", base, "--file",
                   base / "HALF", "--steps", 2, "--batch-size", 1, "--image-size", 24, 32, "--widths", "8,8", "--layers",
                   3, "--workers", 0, *(["--window", 3] if system == "spacetime" else []))
     assert {"val_loss", "j", "f"} <= set(figures)
     assert MotionNet.from_pretrained(tmp_path / "best.safetensors").config.n_layers == 3
-    run(capsys, "train", system, "--out", tmp_path / "on", "--dataset", "split", "--root", base, "--file", "HALF",
+    run("train", system, "--out", tmp_path / "on", "--dataset", "split", "--root", base, "--file", "HALF",
         "--steps", 1, "--batch-size", 1, "--workers", 0, "--start", tmp_path / "best.safetensors", "--selection",
         "largest")
     config = MotionNet.from_pretrained(tmp_path / "on" / "best.safetensors").config
@@ -105,67 +93,15 @@ def test_training_on_a_table(capsys, base, tmp_path, system):
 
 
 @pytest.mark.parametrize("method", ["em", "spacetime"])
-def test_masks_of_a_video(capsys, base, tmp_path, method):
+def test_masks_of_a_video(run, fails, base, tmp_path, method):
     frames = next((base / "images").iterdir())
     how = ["--method", method, "--weights", base / f"{method}.safetensors", "--raft", base / "raft.safetensors"]
-    run(capsys, "segment", frames, "--out", tmp_path / "out", *how)
+    run("segment", frames, "--out", tmp_path / "out", *how)
     masks = [io.read_labels(path) for path in sorted((tmp_path / "out" / "masks").iterdir())]
     assert len(masks) == 5
     assert masks[0].shape == (32, 40)
     if method == "spacetime":  # other windows, other masks
-        assert "holds other masks" in fails(capsys, "segment", frames, "--out", tmp_path / "out", *how, "--window", -1)
-
-
-def test_objects_of_a_video_keep_their_numbers_and_a_stopped_run_goes_on(capsys, tmp_path):
-    """With the shipped networks: a crowd of a few small frames."""
-    [clip] = datasets.open("scenes", preset="crowd", n_clips=1, n_frames=5, size=(96, 160), seed=970_000)
-    for t in range(len(clip)):
-        io.write_image(tmp_path / "frames" / f"{t:05d}.png", clip.frame(t))
-    command = ["segment", tmp_path / "frames", "--out", tmp_path / "out", "--objects", "--no-overlay"]
-    assert run(capsys, *command)["frames"] == 5
-    masks = sorted((tmp_path / "out" / "masks").iterdir())
-    whole = [path.read_bytes() for path in masks]
-    labels = torch.stack([io.read_labels(path) for path in masks]).numpy()
-    assert labels.shape == (5, 96, 160) and 1 <= labels.max() <= 20
-    assert Image.open(masks[0]).mode == "P"
-    for path in masks[3:]:
-        path.unlink()
-    run(capsys, *command)
-    assert [path.read_bytes() for path in masks] == whole
-    assert "is for the method unet" in fails(capsys, *command[:3], tmp_path / "x", "--objects", "--method", "em")
-    assert "holds other masks" in fails(capsys, *command[:4])
-
-
-def test_objects_from_what_a_clip_holds(tmp_path):
-    scenes = datasets.open("scenes", preset="crowd", n_clips=1, n_frames=5, size=(96, 160), seed=970_000)
-    assert scenes[0].has("backward_flow")
-    ssn = SSN.from_pretrained("scenes")
-    [clip] = pipeline.precompute_superpixels(scenes, ssn, tmp_path, progress=False)
-    truth = np.stack([clip.labels(t).numpy() for t in range(len(clip))])
-    labels = pipeline.predict_objects(clip, truth)  # true flow, true masks: what is left is to tell them apart
-    assert metrics.davis(labels, truth, "unsupervised").summary()["J-Mean"] > 0.7
-    first = clip.labels(0).clone()
-    first[first == 2] = 7                       # ids with gaps
-    void = first == 0
-    first[:4][void[:4]] = 255
-    other = 3 * (clip.labels(2) == 3)           # enters with the third frame
-    first[first == 3] = 0
-    carried = pipeline.propagate_objects(clip, {0: first, 2: other})
-    assert set(np.unique(carried)) <= {0, *first.unique().tolist(), 3} - {255}
-    assert (carried[0] == np.where(first.numpy() == 255, 0, first.numpy())).all()
-    assert not (carried[:2] == 3).any() and ((carried[2] == 3) >= (other.numpy() == 3)).all()
-    truth[truth == 2] = 7
-    both, either = ([np.count_nonzero(way(carried[2:] == name, truth[2:] == name)) for name in np.unique(carried)[1:]]
-                    for way in (np.logical_and, np.logical_or))
-    assert sum(both) > 0.7 * sum(either)
-    for wrong, told in (({}, "must be given"), ({9: first}, "must be given"), ({0: first[1:]}, "mask given of frame 0"),
-                        ({0: first / 2}, "mask given of frame 0"), ({0: first - 1}, "mask given of frame 0")):
-        with pytest.raises(ValueError, match=told):
-            pipeline.propagate_objects(clip, wrong)
-    with pytest.raises(ValueError, match="masks must be"):
-        pipeline.predict_objects(clip, truth[:, 1:])
-    with pytest.raises(ValueError, match="single frame"):
-        pipeline.predict_objects(clip.part(0, 1), truth[:1])
+        assert "holds other masks" in fails("segment", frames, "--out", tmp_path / "out", *how, "--window", -1)
 
 
 def test_a_stopped_run_goes_on_as_it_began(base, tmp_path):
@@ -258,34 +194,34 @@ def test_em_without_a_network_finds_a_body():
     assert (mask & truth).sum() > 0.9 * (mask | truth).sum()
 
 
-def test_bad_input_is_one_line(capsys, base, tmp_path):
+def test_bad_input_is_one_line(fails, base, tmp_path):
     frames = next((base / "images").iterdir())
     SSN(SSNConfig("pix")).save(base / "ssn.safetensors")
-    assert "the method is one of" in fails(capsys, "segment", frames, "--out", tmp_path, "--method", "magic")
+    assert "the method is one of" in fails("segment", frames, "--out", tmp_path, "--method", "magic")
     assert "does not hold the weights of a MotionNet" in fails(
-        capsys, "segment", frames, "--out", tmp_path, "--method", "em", "--weights", base / "raft.safetensors")
-    assert "a window" in fails(capsys, "segment", frames, "--out", tmp_path, "--method", "em", "--weights",
+        "segment", frames, "--out", tmp_path, "--method", "em", "--weights", base / "raft.safetensors")
+    assert "a window" in fails("segment", frames, "--out", tmp_path, "--method", "em", "--weights",
                                base / "em.safetensors", "--window", 0)
-    assert "window is for em and spacetime" in fails(capsys, "segment", frames, "--out", tmp_path, "--window", 3)
-    assert "is not of method em" in fails(capsys, "segment", frames, "--out", tmp_path, "--method", "em", "--weights",
+    assert "window is for em and spacetime" in fails("segment", frames, "--out", tmp_path, "--window", 3)
+    assert "is not of method em" in fails("segment", frames, "--out", tmp_path, "--method", "em", "--weights",
                                           base / "spacetime.safetensors")
-    assert "with --file" in fails(capsys, "segment", base, "--out", tmp_path, "--dataset", "split")
-    assert "multiple of 4" in fails(capsys, "train", "spacetime", "--out", tmp_path, "--widths", "8,8,10")
-    assert "distance must be" in fails(capsys, "train", "em", "--out", tmp_path, "--root", base, "--distance", "huber")
-    assert "one needs the other" in fails(capsys, "evaluate", "motion", base, "--out", tmp_path)
-    assert "no such DataSplit" in fails(capsys, "evaluate", "motion", base, "--out", tmp_path, "--file", "NONE",
+    assert "with --file" in fails("segment", base, "--out", tmp_path, "--dataset", "split")
+    assert "multiple of 4" in fails("train", "spacetime", "--out", tmp_path, "--widths", "8,8,10")
+    assert "distance must be" in fails("train", "em", "--out", tmp_path, "--root", base, "--distance", "huber")
+    assert "one needs the other" in fails("evaluate", "motion", base, "--out", tmp_path)
+    assert "no such DataSplit" in fails("evaluate", "motion", base, "--out", tmp_path, "--file", "NONE",
                                         "--weights", base / "em.safetensors")
-    assert "selection must be" in fails(capsys, "evaluate", "motion", base, "--out", tmp_path, "--file", base / "OWN",
+    assert "selection must be" in fails("evaluate", "motion", base, "--out", tmp_path, "--file", base / "OWN",
                                         "--weights", base / "em.safetensors", "--selection", "best")
-    assert "no folder" in fails(capsys, "data", "split", base, "--out", tmp_path / "x.csv", "--images", "no/*",
+    assert "no folder" in fails("data", "split", base, "--out", tmp_path / "x.csv", "--images", "no/*",
                                 "--flow", "flow/*")
-    assert "no masks none/*" in fails(capsys, "data", "split", base, "--out", tmp_path / "x.csv", "--images",
+    assert "no masks none/*" in fails("data", "split", base, "--out", tmp_path / "x.csv", "--images",
                                       "images/*", "--flow", "flow/*", "--masks", "none/*")
-    assert "n_layers of" in fails(capsys, "train", "em", "--out", tmp_path, "--start", base / "em.safetensors",
+    assert "n_layers of" in fails("train", "em", "--out", tmp_path, "--start", base / "em.safetensors",
                                   "--layers", 7)
-    assert "window of" in fails(capsys, "train", "em", "--out", tmp_path, "--start", base / "spacetime.safetensors")
-    assert "is for train em" in fails(capsys, "train", "spacetime", "--out", tmp_path, "--start",
+    assert "window of" in fails("train", "em", "--out", tmp_path, "--start", base / "spacetime.safetensors")
+    assert "is for train em" in fails("train", "spacetime", "--out", tmp_path, "--start",
                                        base / "em.safetensors")
-    assert "whole numbers" in fails(capsys, "train", "em", "--out", tmp_path, "--widths", "a,b")
-    assert "got spacing 0" in fails(capsys, "train", "spacetime", "--out", tmp_path, "--root", base, "--spacing", 0)
-    assert "an input is one of" in fails(capsys, "train", "em", "--out", tmp_path, "--inputs", "depth")
+    assert "whole numbers" in fails("train", "em", "--out", tmp_path, "--widths", "a,b")
+    assert "got spacing 0" in fails("train", "spacetime", "--out", tmp_path, "--root", base, "--spacing", 0)
+    assert "an input is one of" in fails("train", "em", "--out", tmp_path, "--inputs", "depth")

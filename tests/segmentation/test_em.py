@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffslic.segmentation import expectation_maximisation, grown_layers, motion_flow
+from diffslic.segmentation import expectation_maximisation, grown_layers, grown_windows, motion_flow
 from diffslic.segmentation.em import random_masks
 
 
@@ -98,3 +98,42 @@ def test_growing_refuses_nonsense():
         grown_layers(torch.full((3, 2, 8, 9), 1e9))
     with pytest.raises(ValueError, match="cubic"):
         grown_layers(torch.zeros(3, 2, 8, 9), 2, model="cubic")
+
+
+def crossing_boxes(n_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels (T, H, W) and flow (T, 2, H, W): two boxes that pass one above the other; a third comes in later."""
+    labels = torch.zeros(n_frames, 48, 64, dtype=torch.long)
+    flow = torch.zeros(n_frames, 2, 48, 64)
+    for t in range(n_frames):
+        for body, (row, column) in enumerate(((6, 2 + 2 * t), (22, 54 - 2 * t), (36, 74 - 3 * t)), 1):
+            if column < 64:
+                labels[t, row:row + 10, max(0, column):max(0, column + 10)] = body
+        flow[t, 0] = torch.tensor([0.0, 2.0, -2.0, -3.0])[labels[t]]
+    return labels, flow
+
+
+def test_windows_that_go_on_call_the_same_thing_a_layer():
+    labels, flow = crossing_boxes(20)
+    flow = flow + 0.05 * torch.randn_like(flow)
+    windows = list(grown_windows(flow, length=8, overlap=3, n_layers=4))
+    assert [window.start for window in windows] == [0, 5, 10, 12]
+    for window in windows:
+        assert window.masks.sum(0).allclose(torch.ones(8, 48, 64)) and torch.equal(window.flow, flow[window.start:][:8])
+    names = [[int(window.masks.argmax(0)[labels[window.start:][:8] == body].mode().values) for body in (0, 1, 2)]
+             for window in windows]
+    assert all(found == names[0] for found in names)
+    last = windows[-1].masks.argmax(0)
+    name = last[labels[12:] == 3].mode().values     # what came into view has a layer too
+    assert int(name) not in names[0] and ((last == name) == (labels[12:] == 3)).float().mean() > 0.99
+
+
+def test_going_on_beside_a_single_layer_and_a_single_window():
+    flow = torch.randn(6, 2, 8, 9)
+    (window,) = grown_windows(flow, n_layers=2)
+    assert torch.equal(window.masks, grown_layers(flow, 2))
+    assert all((w.masks == 1).all() for w in grown_windows(flow, length=3, overlap=0, n_layers=1))
+    with pytest.raises(ValueError, match="overlap"):
+        list(grown_windows(flow, length=3, overlap=3))
+    flow[5] = torch.nan
+    with pytest.raises(ValueError, match="known"):
+        list(grown_windows(flow, length=3, overlap=1))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffslic.segmentation import Window, link, window_starts
+from diffslic.segmentation.linking import carried
 
 
 def moving_boxes(n_frames: int = 30, stop: range = range(0)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,3 +158,13 @@ def test_any_precision_is_linked_and_no_gradient_is_asked_for():
 
 def test_no_windows_are_no_frames():
     assert list(link([])) == []
+
+
+def test_masks_go_along_the_flow_and_what_nothing_reaches_is_nobodys():
+    masks = torch.zeros(2, 4, 6)
+    masks[0, :, :2], masks[1, :, 2:] = 1, 1
+    flow = torch.zeros(2, 2, 4, 6)
+    flow[:, 0, :, 2:] = 1.0                         # the second layer goes to the right, a column a frame
+    one, two = carried(masks, flow).unbind(1)
+    assert torch.equal(one[0, 0], torch.tensor([1, 1, 0.5, 0, 0, 0])) and torch.equal(one.sum(0), torch.ones(4, 6))
+    assert torch.equal(two[0, 0], torch.tensor([1, 1, 0.5, 0.5, 0, 0]))
