@@ -116,8 +116,10 @@ def main() -> None:
     for name, found in rows.items():
         table = np.array(found)
         print(f"{'mean':12} {name:7} " + " ".join(f"{score:8.3f}" for score in table.mean(axis=0)))
-        for other, column in enumerate(COLUMNS[1:-1], 1):
-            lead = table[:, 0] - table[:, other]
+        others = {column: table[:, i] for i, column in enumerate(COLUMNS[1:-1], 1)}
+        others |= {"chained EM": np.array(rows["EM"])[:, 1]} if name == "EM on" else {}
+        for column, theirs in others.items():
+            lead = table[:, 0] - theirs
             print(f"  linked over {column}: {lead.mean():+.3f} +- {lead.std(ddof=1) / len(lead) ** 0.5:.3f}")
 
 

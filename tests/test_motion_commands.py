@@ -200,9 +200,10 @@ def test_bad_input_is_one_line(fails, base, tmp_path):
     assert "the method is one of" in fails("segment", frames, "--out", tmp_path, "--method", "magic")
     assert "does not hold the weights of a MotionNet" in fails(
         "segment", frames, "--out", tmp_path, "--method", "em", "--weights", base / "raft.safetensors")
-    assert "a window" in fails("segment", frames, "--out", tmp_path, "--method", "em", "--weights",
+    assert "window is for spacetime" in fails("segment", frames, "--out", tmp_path, "--method", "em", "--window", 5)
+    assert "a window" in fails("segment", frames, "--out", tmp_path, "--method", "spacetime", "--weights",
                                base / "em.safetensors", "--window", 0)
-    assert "window is for em and spacetime" in fails("segment", frames, "--out", tmp_path, "--window", 3)
+    assert "window is for spacetime" in fails("segment", frames, "--out", tmp_path, "--window", 3)
     assert "is not of method em" in fails("segment", frames, "--out", tmp_path, "--method", "em", "--weights",
                                           base / "spacetime.safetensors")
     assert "with --file" in fails("segment", base, "--out", tmp_path, "--dataset", "split")

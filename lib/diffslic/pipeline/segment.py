@@ -299,7 +299,7 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         return GivenSegmentation(clip, flow, rows, n_iters, polished, SSN.from_pretrained(ssn, device), given)
     if method == "unet":
         if window is not None:
-            raise ValueError("a U-Net sees one frame at a time: window is for em and spacetime")
+            raise ValueError("a U-Net sees one frame at a time: window is for spacetime")
         parts = (clip, flow, rows, n_iters, polished, UNet.from_pretrained(weights or "motion", device),
                  SSN.from_pretrained(ssn, device))
         if objects is None:
@@ -309,6 +309,8 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         raise ValueError(f"{method} numbers its own layers: objects is for the method unet")
     if window is not None and window != -1 and window < 1:
         raise ValueError(f"a window has at least one frame, or is -1 for the whole clip, got {window}")
+    if window is not None and method == "em":
+        raise ValueError("em sees one frame at a time: window is for spacetime")
     net = MotionNet.from_pretrained(weights or method, device)
     if (net.config.window == 1) != (method == "em"):
         raise ValueError(f"{weights} sees {net.config.window} frames at once and is not of method {method}")
