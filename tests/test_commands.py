@@ -165,6 +165,8 @@ def test_a_dataset_with_fewer_masks_than_frames(capsys, davis, weights, tmp_path
     (["train", "raft", "--out", "x", "--logger", "comet"], ["tensorboard or wandb"]),
     (["train", "raft", "--out", "x", "--steps", "0"], ["steps >= 1"]),
     (["train", "unet", "--out", "x", "--dataset", "davis2016"], ["davis2016 needs root"]),
+    (["train", "instances", "--out", "x", "--bodies", "2", "--start", "instances"], ["masks of 6 bodies"]),
+    (["train", "instances", "--out", "x", "--start", "ssn"], ["no unet weights named 'ssn'"]),
     (["train", "unet", "--out", "x", "--inputs", "flow,foo"], ["the input 'foo' is unknown"]),
     (["train", "unet", "--out", "x", "--inputs", "image", "--start", "flow"], ["inputs must begin with those of flow"]),
     (["scenes", "x", "--device", "foo"], ["no device 'foo'"]),

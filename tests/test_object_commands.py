@@ -77,6 +77,8 @@ def test_given_masks_that_are_none(fails, tmp_path):
         io.write_labels(tmp_path / name / "00000.png", wrong)
         assert told in fails(*command, tmp_path / name)
     assert "give no method" in fails(*command, masks, "--objects")
+    assert "motion has 1 mask: objects are parted" in fails(*command[:-1], "--objects", "--instances", "motion")
+    assert "instances has 7 masks: what moves" in fails(*command[:-1], "--weights", "instances")
     assert "--instances is the network of --objects" in fails(*command[:-1], "--instances", "instances")
     assert not (tmp_path / "out").exists()
 

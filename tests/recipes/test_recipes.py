@@ -7,7 +7,7 @@ import torch
 from diffslic import datasets, geometry, pipeline
 from diffslic.datasets import io
 from diffslic.flow import RAFT, RAFTConfig
-from diffslic.recipes import augment, raft, ssn, unet
+from diffslic.recipes import augment, instances, raft, ssn, unet
 from diffslic.segmentation import UNet
 from diffslic.superpixels import SSN, SpixelFCN, SSNConfig
 
@@ -162,6 +162,34 @@ def test_starting_from_weights_keeps_their_shape(clips, tmp_path):
     second = unet.train(tmp_path / "b", clips[:2], clips[2:], start=first.weights, steps=1, workers=0, device="cpu",
                         progress=False)
     assert UNet.from_pretrained(second.weights).config == UNet.from_pretrained(first.weights).config
+
+
+def test_a_few_steps_of_the_network_of_several_masks(clips, tmp_path):
+    known = unet.train(tmp_path / "a", clips[:2], clips[2:], inputs=["flow", "superpixels"], steps=1, widths=(4, 8),
+                       workers=0, device="cpu", progress=False)
+    how = {"n_bodies": 3, "batch_size": 2, "workers": 0, "device": "cpu", "progress": False}
+    fit = instances.train(tmp_path / "b", clips[:2], clips[2:], start=known.weights, steps=2, **how)
+    net = UNet.from_pretrained(fit.weights)
+    assert net.config.inputs == ("flow", "superpixels", "position") and net.config.out_channels == 4
+    assert set(fit.history.columns) >= {"step", "loss", "val_loss", "j"}
+    assert instances.evaluate(net, clips[2:])["j"] == pytest.approx(fit.history["j"].max(), abs=1e-5)
+    assert "mask for each of several bodies" in (tmp_path / "b" / "card.md").read_text()
+    on = instances.network(fit.weights, 3)                 # it can be trained on, with as many masks
+    assert on.config == net.config
+    with pytest.raises(ValueError, match="masks of 3 bodies, asked was for 6"):
+        instances.network(fit.weights)
+    found = pipeline.learned_proposals(net)
+    view = next(pipeline.views_of(clips[2].with_readers(backward_flow=lambda t: -clips[2].flow(t - 1))))
+    regions = view.regions(torch.ones(SIZE, dtype=torch.bool))
+    assert found(view, regions).shape == regions.area.shape
+
+
+def test_samples_for_several_masks_keep_the_ids_and_tell_the_place(clips):
+    batch = unet.Samples(clips, ("flow", "position"), batch_size=3, seed=0)(0)
+    assert set(batch["labels"].unique().tolist()) == {0, 1} | set(clips[0].labels(0).unique().tolist())
+    assert torch.equal(batch["input"][0, -2:], pipeline.position(*SIZE))
+    mirrored = pipeline.mirrored_input(batch["input"][0], ("flow", "position"))
+    assert torch.equal(mirrored[-2:], batch["input"][0, -2:])
 
 
 def test_a_clip_on_both_sides_of_the_split_is_refused(clips, tmp_path):

@@ -39,6 +39,7 @@ def predict(unet: UNet, clip: Clip, progress: bool = False) -> np.ndarray:
         before (the DAVIS protocol leaves that frame out).
     """
     _check_length(clip)
+    _check_masks(unet, "the U-Net", several=False)
     device = device_of(unet)
     masks = np.zeros((len(clip), *clip.size), dtype=np.uint8)
     for t in tqdm(clip.frames_with("flow"), desc=clip.name, unit="frame", disable=not progress):
@@ -300,11 +301,15 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if method == "unet":
         if window is not None:
             raise ValueError("a U-Net sees one frame at a time: window is for spacetime")
-        parts = (clip, flow, rows, n_iters, polished, UNet.from_pretrained(weights or "motion", device),
-                 SSN.from_pretrained(ssn, device))
+        unet = UNet.from_pretrained(weights or "motion", device)
+        _check_masks(unet, weights or "motion", several=False)
+        parts = (clip, flow, rows, n_iters, polished, unet, SSN.from_pretrained(ssn, device))
         if objects is None:
             return UNetSegmentation(*parts)
-        return ObjectSegmentation(*parts, None if objects == "graph" else UNet.from_pretrained(objects, device))
+        instances = None if objects == "graph" else UNet.from_pretrained(objects, device)
+        if instances is not None:
+            _check_masks(instances, objects, several=True)
+        return ObjectSegmentation(*parts, instances)
     if objects is not None:
         raise ValueError(f"{method} numbers its own layers: objects is for the method unet")
     if window is not None and window != -1 and window < 1:
@@ -336,6 +341,13 @@ def segment_clips(clips: Sequence[Clip], folder: str | Path, overlay: bool = Tru
 def _check_length(clip: Clip) -> None:
     if len(clip) < 2:
         raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
+
+
+def _check_masks(unet: UNet, name: str | Path, several: bool) -> None:
+    count = unet.config.out_channels
+    if (count > 1) != several:
+        raise ValueError(f"{name} has {count} mask{'s' * (count > 1)}: " + (
+            "objects are parted by a network of several" if several else "what moves is found by a network of one"))
 
 
 def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int,
