@@ -197,15 +197,11 @@ class ObjectSegmentation(UNetSegmentation):
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
         views, seen = tee(self.views(self.ssn))
-        masks = (torch.from_numpy(self._moving(view) > 0) for view in seen)
+        masks = (_moving(self.unet, view) for view in seen)
         propose = learned_proposals(self.instances) if self.instances else graph_proposals
         for t, found in enumerate(track(views, masks, propose)):
             if t >= start:
                 yield geometry.resize_labels(found.labels[None], self.clip.size)[0].byte().numpy()
-
-    def _moving(self, view: View) -> np.ndarray:
-        channels = network_input(self.unet.config.inputs, view.flow, view.superpixels, view.frame)
-        return _mask(self.unet, channels, (view.frame.shape[-2], view.frame.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -368,3 +364,10 @@ def _mask(unet: UNet, channels: Tensor, size: tuple[int, int]) -> np.ndarray:
     as_it_is, mirrored = unet(views)
     logits = geometry.resize((as_it_is + mirrored.flip(-1))[None], size)
     return (logits[0, 0] > 0).byte().cpu().numpy()
+
+
+@torch.no_grad()
+def _moving(unet: UNet, view: View) -> Tensor:
+    """What moves (H, W), seen once: superpixels smooth what the mirror would, and it is half of the time."""
+    channels = network_input(unet.config.inputs, view.flow, view.superpixels, view.frame)
+    return unet(channels[None])[0, 0].cpu() > 0
