@@ -174,7 +174,8 @@ def test_labels_go_along_the_flow_and_pixels_that_come_from_nowhere_do_not_vote(
     revealed = torch.zeros(SIZE, dtype=torch.bool)
     revealed[:, 4:6] = True
     carried = carry(regions, labels, 3, back, revealed)
-    assert (carried.labels[0, :12] == [-1] * 4 + [-1] * 2 + [2] * 4 + [0] * 2).all()
+    assert (carried.labels[0, :12] == [-1] * 4 + [2] * 6 + [0] * 2).all()
+    assert not carried.known[:, :6].any() and carried.known[:, 6:].all()
     assert carried.share[0].tolist() == [0, 0, 0]    # nothing is known of what came in
     assert carried.share[1].tolist() == [0, 0, 1] and carried.share[2].tolist() == [0.5, 0, 0.5]
     frame = follow(regions, carried)
@@ -189,6 +190,21 @@ def test_superpixels_that_are_nearly_of_one_label_are_wholly_of_it():
     frame = follow(regions, carry(regions, labels, 2, torch.zeros(2, *SIZE)))
     assert (frame.labels[0, :4] == 1).all()
     assert frame.labels[0, 16:20].tolist() == [1, 1, 0, 0]
+
+
+def test_what_was_hardly_shown_goes_by_its_colours():
+    """A red superpixel that flow has lost stays with the red body; a grey one beside it is revealed ground."""
+    image = torch.full((3, *SIZE), 0.5)
+    image[:, :, 8:24] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
+    nothing = torch.zeros(SIZE, dtype=torch.bool)
+    regions = regions_of(squares(), image, torch.zeros(2, *SIZE), nothing)
+    labels = np.zeros(SIZE, dtype=np.int64)
+    labels[:, 8:32] = 3
+    revealed = nothing.clone()
+    revealed[:, 20:28] = True
+    frame = follow(regions, carry(regions, labels, 4, torch.zeros(2, *SIZE), revealed))
+    assert (frame.labels[:, 8:24] == 3).all() and (frame.labels[:, 24:28] == 0).all()
+    assert frame.decision[5] == 3 and frame.decision[6] == 0
 
 
 def test_given_objects_count_where_they_say_something():

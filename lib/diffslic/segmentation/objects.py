@@ -76,8 +76,10 @@ class Tracker:
             raise ValueError(f"proposals must be those of {len(regions.area)} superpixels, got {found.shape}")
         self.frame += 1
         size, count = regions.labels.shape, max(self.tracks, default=0) + 1
-        places, carried = (carry(regions, self.labels, count, back, revealed) if self.labels is not None else
-                           (np.zeros(size, dtype=np.int64), np.zeros((len(regions.area), count))))
+        places, carried = np.zeros(size, dtype=np.int64), np.zeros((len(regions.area), count))
+        if self.labels is not None:
+            moved = carry(regions, self.labels, count, back, revealed)
+            places, carried = np.where(moved.known, moved.labels, -1), moved.share
         names = self._names(regions, found, carried)                        # (P,)
         decision = np.append(names, 0)[found]                               # -1, the background, is the last
         kept = self._kept(regions, found, carried, names, decision)

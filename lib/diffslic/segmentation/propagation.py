@@ -2,18 +2,20 @@
 
 Flow leads every pixel back to where it came from, and its label with it. Errors of a pixel or two would grow with every
 frame; but superpixels end where bodies end, so one that is nearly of one label is wholly of it. Pixels that the frame
-before did not show have come from nowhere, and do not vote.
+before did not show do not vote.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffslic.segmentation.regions import Floats, Indices, Regions
 
 DECISIVE = 0.7  # share of a superpixel's votes above which all of it has one label
+SEEN = 0.3  # share of a superpixel that the frame before showed, below which its colours decide
 
 
 class Frame(NamedTuple):
@@ -26,8 +28,14 @@ class Frame(NamedTuple):
 class Carried(NamedTuple):
     """Where the labels of the frame before have gone."""
 
-    labels: Indices  # (H, W) for each pixel the label that it had; -1 where the frame before did not show it
-    share: Floats  # (S, K) of the known pixels of each superpixel, by label; zeros where none is known
+    labels: Indices  # (H, W) for each pixel the label where its flow leads; -1 outside the frame
+    known: NDArray[np.bool_]  # (H, W) pixels that the frame before showed
+    votes: Floats  # (S, K) known pixels of each superpixel, by label
+
+    @property
+    def share(self) -> Floats:
+        """(S, K) of each superpixel's known pixels, by label; zeros where none is known."""
+        return self.votes / self.votes.sum(axis=1, keepdims=True).clip(1)
 
 
 def carry(regions: Regions, labels: Indices, count: int, back: Tensor | None,
@@ -51,28 +59,43 @@ def carry(regions: Regions, labels: Indices, count: int, back: Tensor | None,
     across, down = np.rint(back.cpu().numpy()).astype(np.int64)
     row, column = np.indices(size)
     row, column = row + down, column + across
-    known = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
-    if revealed is not None:
-        known &= ~revealed.cpu().numpy()
-    places = np.where(known, labels[row.clip(0, size[0] - 1), column.clip(0, size[1] - 1)], -1)
-    votes = np.bincount(regions.labels[known] * count + places[known], minlength=len(regions.area) * count)
-    votes = votes.reshape(-1, count).astype(float)
-    return Carried(places, votes / votes.sum(axis=1, keepdims=True).clip(1))
+    inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+    places = np.where(inside, labels[row.clip(0, size[0] - 1), column.clip(0, size[1] - 1)], -1)
+    known = inside if revealed is None else inside & ~revealed.cpu().numpy()
+    return Carried(places, known, _votes(regions, places, known, count))
 
 
 def follow(regions: Regions, carried: Carried) -> Frame:
-    """The labels of this frame by what was carried into it: see the module's docstring."""
-    decision = carried.share.argmax(axis=1)
-    decisive = carried.share.max(axis=1) >= DECISIVE
-    of_pixels = decision[regions.labels]
-    labels = np.where(decisive[regions.labels] | (carried.labels < 0), of_pixels, carried.labels)
-    return Frame(torch.from_numpy(labels), torch.from_numpy(decision))
+    """The labels of this frame by what was carried into it.
+
+    A superpixel of which one label has a clear majority is wholly of it; of another, each pixel keeps its label. One
+    that the frame before hardly showed may be revealed ground, or a body that flow has lost: it keeps the labels where
+    its flow leads as long as its colours are more like those of the label than of the ground.
+    """
+    labels, known, votes = carried
+    share, decision = carried.share, votes.argmax(axis=1)
+    seen = votes.sum(axis=1) >= SEEN * regions.area
+    decisive = seen & (share.max(axis=1) >= DECISIVE)
+    led = _votes(regions, labels, labels >= 0, votes.shape[1]).argmax(axis=1)
+    colours = np.stack([regions.histogram[decisive & (decision == name)].sum(axis=0) for name in range(votes.shape[1])])
+    colours, own = (x / x.sum(axis=1, keepdims=True).clip(1) for x in (colours, regions.histogram))
+    alike = np.sqrt(own) @ np.sqrt(colours).T                               # (S, K) Bhattacharyya coefficients
+    keeps = alike[np.arange(len(led)), led] > alike[:, 0]
+    decision = np.where(seen, decision, np.where(keeps, led, 0))
+    trusted = np.where(seen[regions.labels], known, keeps[regions.labels] & (labels >= 0))
+    kept = trusted & ~decisive[regions.labels]
+    return Frame(torch.from_numpy(np.where(kept, labels, decision[regions.labels])), torch.from_numpy(decision))
 
 
 def with_given(frame: Frame, regions: Regions, given: Tensor, void: int = 255) -> Frame:
     """A frame of which some objects are given (H, W): 0 and void say nothing."""
     known = (given > 0) & (given != void)
     labels = torch.where(known, given.long(), frame.labels)
-    votes = np.bincount(regions.labels.ravel() * (void + 1) + labels.numpy().ravel(),
-                        minlength=len(regions.area) * (void + 1))
-    return Frame(labels, torch.from_numpy(votes.reshape(-1, void + 1).argmax(axis=1)))
+    votes = _votes(regions, labels.numpy(), np.ones(labels.shape, dtype=bool), void + 1)
+    return Frame(labels, torch.from_numpy(votes.argmax(axis=1)))
+
+
+def _votes(regions: Regions, labels: Indices, counts: NDArray[np.bool_], count: int) -> Floats:
+    """How many pixels (H, W) that count each superpixel has, by label: (S, count)."""
+    votes = np.bincount(regions.labels[counts] * count + labels[counts], minlength=len(regions.area) * count)
+    return votes.reshape(-1, count).astype(float)
