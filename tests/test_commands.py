@@ -165,6 +165,8 @@ def test_a_dataset_with_fewer_masks_than_frames(capsys, davis, weights, tmp_path
     (["train", "raft", "--out", "x", "--logger", "comet"], ["tensorboard or wandb"]),
     (["train", "raft", "--out", "x", "--steps", "0"], ["steps >= 1"]),
     (["train", "unet", "--out", "x", "--dataset", "davis2016"], ["davis2016 needs root"]),
+    (["train", "instances", "--out", "x", "--bodies", "0"], ["one body at least, got 0"]),
+    (["train", "unet", "--out", "x", "--start", "instances"], ["has 7 masks: train instances goes on from it"]),
     (["train", "instances", "--out", "x", "--bodies", "2", "--start", "instances"], ["masks of 6 bodies"]),
     (["train", "instances", "--out", "x", "--start", "ssn"], ["no unet weights named 'ssn'"]),
     (["train", "unet", "--out", "x", "--inputs", "flow,foo"], ["the input 'foo' is unknown"]),

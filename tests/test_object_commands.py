@@ -56,6 +56,9 @@ def test_given_objects_in_the_official_layout(run, fails, tmp_path):
         before = path.read_bytes()
         io.write_labels(path, io.read_labels(path))
         assert path.read_bytes() == before and Image.open(path).mode == "P"
+    io.write_labels(tmp_path / "old" / clip.name / "masks" / "00000.png", labels[0])
+    assert "in our own layout" in fails(*command, "--out", tmp_path / "old")
+    assert "in the official layout" in fails(*command[:-1], "--out", tmp_path / "out")
     whole = files[3].read_bytes()
     files[3].unlink()                               # a stopped run goes on
     run(*command, "--out", tmp_path / "out")
@@ -89,8 +92,9 @@ def test_given_masks_of_nearly_the_size(tmp_path):
     labels = io.read_labels(masks / "00002.png")
     io.write_labels(tmp_path / "given" / "00000.png", 0 * labels)
     io.write_labels(tmp_path / "given" / "00002.png", torch.where(labels == 1, 77, labels)[:, :-1])
-    with pytest.warns(UserWarning, match="96x159"):
+    with pytest.warns(UserWarning, match="00002.png: 96x159") as told:
         given = datasets.given_masks(tmp_path / "given", clip)
+    assert len(told) == 1
     assert list(given) == [2] and 77 in given[2] and given[2].shape == clip.size
     io.write_image(tmp_path / "given" / "00002.png", torch.from_numpy(io.PALETTE[labels]).permute(2, 0, 1) / 255)
     assert torch.equal(datasets.given_masks(tmp_path / "given", clip)[2], labels)
@@ -103,7 +107,25 @@ def test_given_masks_of_nearly_the_size(tmp_path):
     assert len(datasets.given_masks(tmp_path / "given", clip)[0].unique()) == 31
     small = clip.resized(48)
     assert small.size == (48, 80) and small.frame(1).shape == (3, 48, 80)
+    io.write_segments(tmp_path / "wide" / "00000.png", 300 * (labels > 0))
+    with pytest.raises(ValueError, match="ids are 0 to 255, got 300"):
+        datasets.given_masks(tmp_path / "wide", clip)
+    with pytest.raises(ValueError, match="at least one row"):
+        clip.resized(0)
     assert datasets.first_masks((t, small.labels(t)) for t in range(4))[0].shape == (48, 80)
+
+
+def test_a_given_mask_ends_where_it_was_drawn_and_small_objects_are_left_a_pixel():
+    [clip] = datasets.open("scenes", preset="crowd", n_clips=1, n_frames=2, size=(96, 160), seed=970_000)
+    row, column = torch.meshgrid(torch.arange(96), torch.arange(160), indexing="ij")
+    mask = 3 * ((row - 50) ** 2 + (column - 80) ** 2 < 400).long()
+    mask[5, 7] = 9                                  # smaller than a pixel of the networks
+    result = pipeline.segment(clip, rows=32, given={0: mask})
+    first = torch.from_numpy(next(iter(result.frames())))
+    assert torch.equal(first.long(), mask)
+    for wrong in (True, ""):
+        with pytest.raises(ValueError, match="parted by 'graph' or by a network"):
+            pipeline.segment(clip, objects=wrong)
 
 
 def test_objects_from_what_a_clip_holds(tmp_path):
@@ -128,7 +150,8 @@ def test_objects_from_what_a_clip_holds(tmp_path):
     both, either = ([np.count_nonzero(way(carried[2:] == name, truth[2:] == name)) for name in np.unique(carried)[1:]]
                     for way in (np.logical_and, np.logical_or))
     assert sum(both) > 0.7 * sum(either)
-    for wrong, told in (({}, "must be given"), ({9: first}, "must be given"), ({0: first[1:]}, "mask given of frame 0"),
+    for wrong, told in (({}, "must be given"), ({0: 255 * (first > 0)}, "no given mask has an object"),
+                        ({9: first}, "must be given"), ({0: first[1:]}, "mask given of frame 0"),
                         ({0: first / 2}, "mask given of frame 0"), ({0: first - 1}, "mask given of frame 0")):
         with pytest.raises(ValueError, match=told):
             pipeline.propagate_objects(clip, wrong)

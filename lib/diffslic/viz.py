@@ -290,10 +290,11 @@ def timelines(panels: Mapping[str, tuple[Arraylike, Arraylike]], objects: Sequen
         width: of the figure, in inches.
 
     Raises:
-        ValueError: no panel, labels and switches of several sizes, another number of names.
+        ValueError: no panel or no object, labels and switches of several sizes, another number of names.
     """
-    if not panels:
-        raise ValueError("timelines need at least one panel, got none")
+    counts = {np.shape(labels)[-1] for labels, _ in panels.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"timelines need a panel, and the same objects in each, got panels of {sorted(counts)}")
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 0.8), layout="constrained", squeeze=False, sharey=True)
     rows = 0
     for ax, (title, (labels, switches)) in zip(axes.flat, panels.items()):
@@ -306,7 +307,8 @@ def timelines(panels: Mapping[str, tuple[Arraylike, Arraylike]], objects: Sequen
         shown[labels == 0], shown[labels < 0] = 200, 255
         ax.imshow(shown, aspect="auto", interpolation="nearest")
         ax.plot(*np.nonzero(switches)[::-1], "x", color="black")
-        ax.set(title=title, xlabel="frame", yticks=range(len(labels)), yticklabels=objects or range(1, len(labels) + 1))
+        ax.set(title=title, xlabel="frame", yticks=range(rows),
+               yticklabels=objects if len(objects) else range(1, rows + 1))
     axes[0, 0].set_ylabel("object")
     figure.set_figheight(0.9 + 0.3 * rows)
     plt.close(figure)

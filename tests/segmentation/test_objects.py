@@ -151,6 +151,25 @@ def test_a_body_that_comes_back_is_known_by_its_colours():
     assert tracked(other)[0].max() == 2             # another colour is another object
 
 
+def test_what_stands_still_is_not_lost_and_its_name_not_given_to_another():
+    """A red body stops; another red one begins to move elsewhere."""
+    tracker, names = Tracker(), []
+    for t in range(6):
+        labels = torch.zeros(SIZE, dtype=torch.int64)
+        first = 4 * min(t, 2)
+        labels[8:24, first:first + 16] = 1
+        labels[8:24, 36 + 4 * max(0, t - 3):52 + 4 * max(0, t - 3)] = 2
+        image = COLOURS[labels.clip(max=1)].permute(2, 0, 1)
+        moves = torch.tensor([0.0, 4.0 if t < 2 else 0.0, 4.0 if t >= 3 else 0.0])[labels]
+        flow = torch.stack([moves, torch.zeros(SIZE)])
+        came = torch.tensor([0.0, 4.0 if 0 < t <= 2 else 0.0, 4.0 if t > 3 else 0.0])[labels]
+        regions = regions_of(squares(), image, flow, moves != 0)
+        back = torch.stack([-came, torch.zeros(SIZE)])
+        frame = tracker.step(regions, proposals(regions, smallest=16), back if t else None)
+        names.append([int(frame.labels[labels == body].mode().values) for body in (1, 2)])
+    assert names[:3] == [[1, 0]] * 3 and names[4:] == [[1, 2]] * 2
+
+
 def test_there_are_no_more_names_than_asked_for_and_a_long_lost_one_is_given_again():
     found, _ = tracked(crossing(3), most=1)
     assert found.max() == 1

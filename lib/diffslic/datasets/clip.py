@@ -135,7 +135,12 @@ class Clip:
         return replace(self, name=name, readers=shifted, length=stop - start, frame_names=self.frame_names[start:stop])
 
     def resized(self, rows: int) -> "Clip":
-        """The same clip with so many rows, columns in proportion: frames, and labels where there are some."""
+        """The same clip with so many rows, from 1, columns in proportion.
+
+        Frames, labels and intrinsics are resized, and nothing else is: a cache is of one size and goes by its folder.
+        """
+        if rows < 1:
+            raise ValueError(f"a clip has at least one row, got {rows}")
         size = (rows, max(1, round(self.size[1] * rows / self.size[0])))
         readers: dict[str, Reader] = {"frame": partial(_resized_frame, self, size)}
         if self.has("labels"):

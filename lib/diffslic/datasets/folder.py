@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diffslic.datasets.clip import Clip, Reader, first_masks
+from diffslic.datasets.clip import VOID, Clip, Reader, first_masks
 from diffslic.datasets.io import IMAGE_SUFFIXES, check_size, image_size, read_image, read_labels
 from diffslic.datasets.problems import problems_of
 from diffslic.datasets.video import VIDEO_SUFFIXES, Video
@@ -99,8 +99,8 @@ def _read_mask(paths: Sequence[Path], size: tuple[int, int], t: int) -> Tensor:
 def given_masks(folder: str | Path, clip: Clip) -> dict[int, Tensor]:
     """Masks in files with which objects are given to be followed: see :func:`diffslic.datasets.clip.first_masks`.
 
-    A mask of the same shape and another size is brought to that of the frames; so is, with a warning, one whose shape
-    differs by less than a hundredth.
+    A mask of the same shape and another size is brought to that of the frames; so is, with a warning, one whose width
+    differs by a column or a hundredth.
 
     Args:
         folder: ``<frame name>.png`` of some frames of the clip, or of all.
@@ -115,20 +115,34 @@ def given_masks(folder: str | Path, clip: Clip) -> dict[int, Tensor]:
     paths = {names[path.stem]: path for path in image_files(folder) if path.stem in names}
     if not paths:
         raise FileNotFoundError(f"{folder}: no mask of a frame of clip {clip.name!r}, such as {clip.frame_name(0)}.png")
+    odd = [path for _, path in sorted(paths.items())
+           if _is_like(image_size(path), clip.size) and not _is_like(image_size(path), clip.size, rounding=True)]
+    if odd:
+        rows, columns = image_size(odd[0])
+        more = f", as are {len(odd) - 1} more" if len(odd) > 1 else ""
+        warnings.warn(f"{odd[0]}: {rows}x{columns} (rows x columns) is brought to {clip.size[0]}x{clip.size[1]} as "
+                      f"clip {clip.name!r} has{more}", stacklevel=2)
     try:
         return first_masks((t, _fitted(path, read_labels(path), clip)) for t, path in sorted(paths.items()))
     except LookupError as error:
-        raise ValueError(f"{folder}: {error}") from error
+        raise ValueError(f"{folder}: {error}; an object in levels of 0 and 255 alone must be saved as id 1") from error
 
 
 def _fitted(path: Path, labels: Tensor, clip: Clip) -> Tensor:
-    (height, width), size = labels.shape, clip.size
-    if (height, width) != size and abs(width * size[0] / (height * size[1]) - 1) < 0.01:
-        if abs(width * size[0] / height - size[1]) > 0.5:  # more than rounding
-            warnings.warn(f"{path}: {height}x{width} (rows x columns), brought to {size[0]}x{size[1]} as clip "
-                          f"{clip.name!r} has", stacklevel=2)
-        return resize_labels(labels[None], size)[0]
-    return check_size(path, labels, size, f"clip {clip.name!r}")
+    if labels.max() > VOID:
+        raise ValueError(f"{path}: ids are 0 to {VOID}, got {int(labels.max())}")
+    if _is_like(tuple(labels.shape), clip.size):
+        return resize_labels(labels[None], clip.size)[0]
+    return check_size(path, labels, clip.size, f"clip {clip.name!r}")
+
+
+def _is_like(found: tuple[int, ...], size: tuple[int, int], rounding: bool = False) -> bool:
+    """Whether rows and columns, brought to the rows of ``size``, are its columns but for one or a hundredth of them.
+
+    Args:
+        rounding: but for what comes from rounding.
+    """
+    return abs(found[1] * size[0] / found[0] - size[1]) <= (0.5 if rounding else max(1.0, 0.01 * size[1]))
 
 
 def _from_video(path: Path) -> Clip:

@@ -32,6 +32,12 @@ def assigned_iou(layers: Any, truth: Any, void: int = 255) -> dict[int, float]:
     Args:
         layers: (H, W) or (T, H, W) integers. truth: the same, ids from 0.
         void: id of pixels that count for nothing.
+
+    Returns:
+        IoU in [0, 1] by id.
+
+    Raises:
+        ValueError: no such shapes, or sizes that differ.
     """
     layers, truth = _same_sizes(layers, truth)
     ids, others, overlaps = pairwise_iou(truth[truth != void], layers[truth != void])

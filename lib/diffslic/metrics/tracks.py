@@ -52,8 +52,11 @@ def match_objects(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255
         threshold: in (0, 1]. Above 0.5 an object can match one label only.
         void: label of the truth whose pixels count for nothing.
 
+    Returns:
+        :class:`Matches`.
+
     Raises:
-        ValueError: no such shapes, or sizes that differ.
+        ValueError: no such shapes, sizes that differ, or another threshold.
 
     Source: Bernardin and Stiefelhagen, 2008, section 2.1.
     """
@@ -78,7 +81,7 @@ def match_objects(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255
 def clear_mot(pred: Any, truth: Any, threshold: float = 0.5, void: int = 255) -> ClearMOT:
     """Count identity switches, misses and false positives of label maps: see :func:`match_objects`.
 
-    A switch is counted where an object is matched to another label than ever it was last, however long ago.
+    A switch is counted where an object is matched to another label than the last that it had, however long ago.
     """
     matches = match_objects(pred, truth, threshold, void)
     pred, truth = integers(pred, "pred", "(T, H, W)"), integers(truth, "truth", "(T, H, W)")

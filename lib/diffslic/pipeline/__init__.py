@@ -20,6 +20,7 @@ from diffslic.pipeline.motion import painted as painted
 from diffslic.pipeline.motion import predict_motion as predict_motion
 from diffslic.pipeline.objects import graph_proposals as graph_proposals
 from diffslic.pipeline.objects import learned_proposals as learned_proposals
+from diffslic.pipeline.objects import moving as moving
 from diffslic.pipeline.objects import predict_objects as predict_objects
 from diffslic.pipeline.objects import propagate_objects as propagate_objects
 from diffslic.pipeline.objects import track as track
@@ -41,7 +42,7 @@ from diffslic.pipeline.segment import segment_clips as segment_clips
 
 __all__ = ["INPUTS", "LEAST_SPREAD", "N_SPIXELS", "Segmentation", "Superpixels", "cache_folder", "clip_input",
            "em_mask", "find_superpixels", "fingerprint", "flow_channels", "frame_depth", "graph_proposals",
-           "learned_proposals", "mirrored_input", "motion_fields", "network_input", "painted", "pair_depth",
+           "learned_proposals", "mirrored_input", "motion_fields", "moving", "network_input", "painted", "pair_depth",
            "position", "precompute_flow", "precompute_superpixels", "precompute_tvl1", "predict", "predict_from_flow",
            "predict_motion", "predict_objects", "propagate_objects", "save_depth", "save_flow", "save_superpixels",
            "segment", "segment_clips", "superpixel_differences", "track", "video_flow", "video_flow_both_ways",

@@ -22,7 +22,15 @@ from diffslic.files import note_says, write_note
 from diffslic.flow import POLISH, RAFT
 from diffslic.pipeline.inputs import clip_input, find_superpixels, mirrored_input, network_input
 from diffslic.pipeline.motion import painted
-from diffslic.pipeline.objects import View, check_given, graph_proposals, learned_proposals, propagate, track
+from diffslic.pipeline.objects import (
+    View,
+    check_given,
+    graph_proposals,
+    learned_proposals,
+    moving,
+    propagate,
+    track,
+)
 from diffslic.pipeline.precompute import ends, fingerprint, video_flow, video_flow_both_ways
 from diffslic.segmentation import MotionNet, UNet
 from diffslic.superpixels import SSN
@@ -137,6 +145,10 @@ class Segmentation(ABC):
         folder, length = Path(folder), len(self.clip)
         masks, note = (folder, ".segmentation.json") if official else (folder / "masks", "segmentation.json")
         paths = [masks / f"{self.clip.frame_name(t)}.png" for t in range(length)]
+        other = folder / ("masks" if official else ".segmentation.json")
+        if other.exists():  # whoever reads the folder later would take one layout for the other
+            raise ValueError(f"{folder} holds masks in {'our own' if official else 'the official'} layout: remove them "
+                             "or choose another folder")
         self._claim(folder / note, any(path.exists() for path in paths) if official else masks.is_dir())
         done = next((t for t, path in enumerate(paths) if not path.is_file()), length)
         with tqdm(total=length, initial=done, desc=self.clip.name, unit="frame", disable=not progress) as bar:
@@ -193,11 +205,11 @@ class ObjectSegmentation(UNetSegmentation):
 
     @property
     def made_by(self) -> dict[str, Any]:
-        return {**super().made_by, "instances": fingerprint(self.instances) if self.instances else "graph"}
+        return {**super().made_by, "instances": fingerprint(self.instances) if self.instances else "graph", "seen": 1}
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
         views, seen = tee(self.views(self.ssn))
-        masks = (_moving(self.unet, view) for view in seen)
+        masks = (moving(self.unet, view) for view in seen)
         propose = learned_proposals(self.instances) if self.instances else graph_proposals
         for t, found in enumerate(track(views, masks, propose)):
             if t >= start:
@@ -218,11 +230,12 @@ class GivenSegmentation(Segmentation):
                 "masks": digest.hexdigest()[:16]}
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        given = {t: geometry.resize_labels(mask[None], self.working_size)[0] for t, mask in self.given.items()}
+        given = {t: _smaller(mask, self.working_size) for t, mask in self.given.items()}
         for t, found in enumerate(propagate(self.views(self.ssn), given)):
             labels = geometry.resize_labels(found.labels[None], self.clip.size)[0]
             if t in self.given:
                 told = torch.where(self.given[t] == VOID, 0, self.given[t])
+                labels = torch.where(torch.isin(labels, told.unique()), 0, labels)  # a mask ends where it was drawn
                 labels = torch.where(told > 0, told, labels)
             if t >= start:
                 yield labels.byte().numpy()
@@ -281,6 +294,8 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     Raises:
         FileNotFoundError, ValueError: nothing to read, one frame only, no such weights or device.
     """
+    if objects is not None and (isinstance(objects, bool) or not str(objects)):
+        raise ValueError(f"objects are parted by 'graph' or by a network, its name or file; got {objects!r}")
     if method not in METHODS:
         raise ValueError(f"the method is one of {', '.join(METHODS)}, got {method!r}")
     if rows < 8 or n_iters < 1:
@@ -291,8 +306,7 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if given is not None:
         if method != "unet" or objects or weights or window:
             raise ValueError("given objects are followed, not found: give no method, weights, window or objects")
-        given = given if isinstance(given, Mapping) else given_masks(given, clip)
-        check_given(clip, given)
+        given = check_given(clip, given if isinstance(given, Mapping) else given_masks(given, clip))
         return GivenSegmentation(clip, flow, rows, n_iters, polished, SSN.from_pretrained(ssn, device), given)
     if method == "unet":
         if window is not None:
@@ -326,12 +340,16 @@ def segment_clips(clips: Sequence[Clip], folder: str | Path, overlay: bool = Tru
         given: a folder with the masks of objects to be followed, ``given/<clip name>``.
         how: arguments of :func:`segment`; the networks are loaded once.
     """
-    masks = {clip.name: {} if given is None else {"given": given_masks(Path(given) / clip.name, clip)}
-             for clip in clips}
-    first = segment(clips[0], **how, **masks[clips[0].name])
+    masks = {clip.name: None if given is None else Path(given) / clip.name for clip in clips}
+    for path in masks.values():
+        if path is not None and not path.is_dir():  # before hours of work on the others
+            raise FileNotFoundError(f"{path}: no such folder, expected the masks of objects to be followed")
+    first = segment(clips[0], **how, given=masks[clips[0].name])
     for clip in clips:
         _check_length(clip)
-        replace(first, clip=clip, **masks[clip.name]).save(Path(folder) / clip.name, overlay, fps, official, progress)
+        path = masks[clip.name]
+        its = {} if path is None else {"given": check_given(clip, given_masks(path, clip))}
+        replace(first, clip=clip, **its).save(Path(folder) / clip.name, overlay, fps, official, progress)
 
 
 def _check_length(clip: Clip) -> None:
@@ -366,8 +384,10 @@ def _mask(unet: UNet, channels: Tensor, size: tuple[int, int]) -> np.ndarray:
     return (logits[0, 0] > 0).byte().cpu().numpy()
 
 
-@torch.no_grad()
-def _moving(unet: UNet, view: View) -> Tensor:
-    """What moves (H, W), seen once: superpixels smooth what the mirror would, and it is half of the time."""
-    channels = network_input(unet.config.inputs, view.flow, view.superpixels, view.frame)
-    return unet(channels[None])[0, 0].cpu() > 0
+def _smaller(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels (H, W) of another size, in which every id is left with a pixel."""
+    small = geometry.resize_labels(mask[None], size)[0]
+    for name in set(mask.unique().tolist()) - set(small.unique().tolist()):
+        row, column = (mask == name).nonzero().T
+        small[row * size[0] // mask.shape[0], column * size[1] // mask.shape[1]] = name
+    return small

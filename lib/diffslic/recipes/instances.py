@@ -70,8 +70,10 @@ def network(start: str | Path, n_bodies: int = N_BODIES) -> UNet:
     """The network of the weights ``start``, that of one mask with a new head and the position as further input.
 
     Raises:
-        ValueError: the weights are of another number of masks.
+        ValueError: the weights are of another number of masks, or there is to be none.
     """
+    if n_bodies < 1:
+        raise ValueError(f"several masks are those of one body at least, got {n_bodies}")
     known = UNet.from_pretrained(start).train()
     if known.config.out_channels == 1:
         return known.widened(known.config.in_channels + 2, (*known.config.inputs, "position"), n_bodies + 1)
@@ -92,4 +94,4 @@ def evaluate(model: UNet, clips: Sequence[Clip]) -> dict[str, float]:
             truth = clip.labels(t)
             losses.append(float(matched_loss(logits, truth[None], VOID)))
             scores += metrics.assigned_iou(logits[0].argmax(0), truth, VOID).values()
-    return {"val_loss": float(np.mean(losses)), "j": float(np.mean(scores))}
+    return {"val_loss": float(np.mean(losses)), "j": float(np.mean(scores)) if scores else 0.0}

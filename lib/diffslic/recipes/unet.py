@@ -161,7 +161,10 @@ def check_inputs(inputs: Sequence[str] | None, start: str | Path | None) -> tupl
     Raises:
         ValueError: an unknown input, or one that does not go on after those of ``start``.
     """
-    known = UNet.from_pretrained(start).config.inputs if start is not None else ()
+    config = UNet.from_pretrained(start).config if start is not None else None
+    if config is not None and config.out_channels > 1:
+        raise ValueError(f"{start} has {config.out_channels} masks: train instances goes on from it")
+    known = config.inputs if config is not None else ()
     inputs = tuple(inputs or known or pipeline.INPUTS)
     unknown = [name for name in inputs if name not in pipeline.INPUTS]
     if unknown:

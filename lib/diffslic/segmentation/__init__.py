@@ -4,8 +4,8 @@
 explain the flow of a mask, ``em`` segmentation by them alone, ``coherence`` the loss that follows, ``spacetime`` both
 over whole clips, ``unet3d`` and ``motionnet`` the networks that learn from it, ``linking`` how their windows become a
 clip, ``selection`` which of their layers move. ``regions`` is a frame as a graph of superpixels, ``instances`` a
-network's masks of several bodies, ``objects`` tracks over time. ``baselines`` are the methods that learn nothing and
-that all others must beat.
+network's masks of several bodies, ``propagation`` labels that go along the flow, ``objects`` tracks over time.
+``baselines`` are the methods that learn nothing and that all others must beat.
 """
 
 from diffslic.segmentation.baselines import camera_residual_mask as camera_residual_mask

@@ -112,8 +112,8 @@ def grown_windows(flow: Tensor, length: int = 9, overlap: int = 4, n_layers: int
     makes the flow likelier.
 
     Args:
-        flow: (T, 2, H, W) in pixels, finite; see :func:`diffslic.segmentation.window_starts` for ``length`` and
-            ``overlap``, :func:`grown_layers` for the others.
+        flow: (T, 2, H, W) in pixels, finite, in memory as a whole.
+        length, overlap: see :func:`diffslic.segmentation.window_starts`. n_layers, model: see :func:`grown_layers`.
 
     Returns:
         An iterator of windows, for :func:`diffslic.segmentation.link`.

@@ -108,7 +108,7 @@ class Tracker:
                 names[i] = known[k]
                 continue
             lost = [k for k, name in enumerate(known)
-                    if name not in names and self.frame - self.tracks[name].seen <= PATIENCE]
+                    if name not in names and 1 < self.frame - self.tracks[name].seen <= PATIENCE]
             again = max(lost, key=lambda k: alike[i, k], default=-1)
             if again >= 0 and alike[i, again] > KNOWN_AGAIN:
                 names[i] = known[again]
@@ -170,7 +170,7 @@ def soft_masks(soft: Unpools, decision: Tensor, names: Sequence[int]) -> Tensor:
     Args:
         soft: of the frame. decision: (S,) of :class:`Frame`. names: the objects wanted; all others are background.
     """
-    table = decision[:, None] == torch.tensor(names, dtype=decision.dtype)  # (S, K)
+    table = decision[:, None] == torch.tensor(names, dtype=decision.dtype, device=decision.device)  # (S, K)
     shares = torch.cat([~table.any(1, keepdim=True), table], dim=1).float()
     return soft.unpool(shares[None])[0]
 

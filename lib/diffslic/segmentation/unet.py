@@ -98,7 +98,7 @@ class UNet(nn.Module):
         more = in_channels - self.config.in_channels
         if more < 0:
             raise ValueError(f"a network of {self.config.in_channels} channels cannot be widened to {in_channels}")
-        out_channels = out_channels or self.config.out_channels
+        out_channels = self.config.out_channels if out_channels is None else out_channels
         wide = UNet(replace(self.config, in_channels=in_channels, inputs=inputs, out_channels=out_channels))
         before, after = self.state_dict(), wide.state_dict()
         if out_channels != self.config.out_channels:
