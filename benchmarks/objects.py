@@ -1,8 +1,10 @@
 """Several objects in a crowd: tracks of superpixels beside connected components of the same masks.
 
 Twenty unseen scenes of the preset ``crowd``, 40 frames of 160x288, three to five bodies that cross. Flow by the shipped
-RAFT, superpixels by the shipped SSN, masks of what moves by the shipped U-Net. From these
-    tracks       ``diffslic.pipeline.predict_objects``
+RAFT, superpixels by the shipped SSN, masks of what moves by the shipped U-Net, seen once as ``diffslic segment
+--objects`` does. From these
+    graph        ``diffslic.pipeline.predict_objects``, proposals by merging on the graph
+    network      the same, proposals by the shipped network of several masks
     components   ``diffslic.segmentation.linked_components``: what hangs together, linked by overlap
 both with a hundred pixels at least for a new object, and the twenty largest objects kept. Scored are J&F by the DAVIS
 2017 unsupervised protocol and the identity switches and misses of CLEAR MOT at an IoU of 0.5; the interval of the lead
@@ -44,26 +46,31 @@ def main() -> None:
     raft, ssn, unet = RAFT.from_pretrained("small"), SSN.from_pretrained("scenes"), UNet.from_pretrained("motion")
     folders = [pipeline.cache_folder(options.cache, "crowd", f"{SIZE[0]}x{SIZE[1]}", kind)
                for kind in ("flow", "superpixels")]
+    ways = {"graph": pipeline.graph_proposals,
+            "network": pipeline.learned_proposals(UNet.from_pretrained("instances"))}
     rows, seconds = [], []
-    print(f"{'':13} {'tracks':>22} {'components':>22}\n{'':13} " + 2 * "   J&F switches misses ")
+    print(f"{'':13}" + "".join(f"{name:>23}" for name in (*ways, "components")))
+    print(f"{'':13}" + 3 * "    J&F switches misses")
     for scene in datasets.open("scenes", preset="crowd", n_clips=options.scenes, n_frames=N_FRAMES, size=SIZE,
                                seed=SEED, lighting=0.1, noise=0.01):
         clips = pipeline.precompute_flow([scene], raft, folders[0], both_ways=True, progress=False)
         [clip] = pipeline.precompute_superpixels(clips, ssn, folders[1], progress=False)
-        masks = pipeline.predict(unet, clip)
+        masks = np.stack([pipeline.moving(unet, view).numpy() for view in pipeline.views_of(clip)])
         truth = np.stack([clip.labels(t).numpy().astype(np.uint8) for t in range(N_FRAMES)])
         start = time.process_time()
-        tracks = pipeline.predict_objects(clip, masks)
-        seconds.append((time.process_time() - start) / N_FRAMES)
-        rows.append([*scores(tracks, truth), *scores(linked_components(masks), truth)])
-        print(f"{clip.name:13} " + " ".join(f"{score:6.3f} {switches:8} {misses:6}" for score, switches, misses in
-                                            (rows[-1][:3], rows[-1][3:])), flush=True)
-    table = np.array(rows)
-    lead = table[:, 0] - table[:, 3]
-    half = student.ppf(0.975, len(lead) - 1) * lead.std(ddof=1) / len(lead) ** 0.5
-    print(f"{'mean, sums':13} " + " ".join(f"{table[:, i].mean():6.3f} {table[:, i + 1].sum():8.0f} "
-                                           f"{table[:, i + 2].sum():6.0f}" for i in (0, 3)))
-    print(f"lead in J&F {lead.mean():.3f} +- {half:.3f}; {np.median(seconds):.3f} s a frame, reading the clip included")
+        tracks = {name: pipeline.predict_objects(clip, masks, propose) for name, propose in ways.items()}
+        seconds.append((time.process_time() - start) / N_FRAMES / len(ways))
+        rows.append([scores(labels, truth) for labels in (*tracks.values(), linked_components(masks))])
+        print(f"{clip.name:13}" + "".join(f"{score:7.3f} {switches:8} {misses:6}"
+                                          for score, switches, misses in rows[-1]), flush=True)
+    table = np.array(rows)                                                  # (scenes, ways, 3)
+    print(f"{'mean, sums':13}" + "".join(f"{way[:, 0].mean():7.3f} {way[:, 1].sum():8.0f} {way[:, 2].sum():6.0f}"
+                                         for way in table.transpose(1, 0, 2)))
+    for i, name in enumerate(ways):
+        lead = table[:, i, 0] - table[:, -1, 0]
+        half = student.ppf(0.975, len(lead) - 1) * lead.std(ddof=1) / len(lead) ** 0.5
+        print(f"{name}: lead in J&F {lead.mean():.3f} +- {half:.3f}")
+    print(f"{np.median(seconds):.3f} s a frame, reading the clip included")
 
 
 if __name__ == "__main__":

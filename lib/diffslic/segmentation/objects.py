@@ -27,6 +27,7 @@ OTHER_MOTION = 2.0  # difference in motion, as between neighbours in a graph, ab
 KEEPS = 0.5  # share of a superpixel carried from a track without a proposal, above which it stays with that track
 LIVES_ON = 0.5  # the same outside the foreground
 GROUND = 0.7  # share of a superpixel outside the foreground carried from tracks, below which its colours are ground
+LOST = 4.0  # superpixels carried from a track below which it may have gone behind something
 KNOWN_AGAIN = 0.7  # likeness of colours above which a lost track is found again
 PATIENCE = 40  # frames for which it may be
 RENEWAL = 0.1  # share of a track's colours that every frame renews
@@ -98,7 +99,8 @@ class Tracker:
         alike = np.sqrt(histograms) @ np.sqrt(np.array([self.tracks[name].histogram for name in known]).reshape(
             len(known), histograms.shape[1])).T                             # (P, K) Bhattacharyya coefficients
         both = members @ (regions.area[:, None] * carried[:, known])        # (P, K)
-        overlap = both / (area[:, None] + regions.area @ carried[:, known] - both).clip(1)
+        there = regions.area @ carried[:, known]                            # (K,) pixels
+        overlap = both / (area[:, None] + there - both).clip(1)
         score = np.where(overlap > LEAST_OVERLAP, overlap + APPEARANCE * alike, 0)
         for i, k in zip(*linear_sum_assignment(score, maximize=True)):
             names[i] = known[k] if score[i, k] > 0 else 0
@@ -107,8 +109,8 @@ class Tracker:
             if known and both[i, k] > JOINS * area[i] and self._is_part(regions, found, names, members[i], known[k]):
                 names[i] = known[k]
                 continue
-            lost = [k for k, name in enumerate(known)
-                    if name not in names and 1 < self.frame - self.tracks[name].seen <= PATIENCE]
+            lost = [k for k, name in enumerate(known) if name not in names and there[k] < LOST * regions.area.mean()
+                    and self.frame - self.tracks[name].seen <= PATIENCE]
             again = max(lost, key=lambda k: alike[i, k], default=-1)
             if again >= 0 and alike[i, again] > KNOWN_AGAIN:
                 names[i] = known[again]
