@@ -82,6 +82,7 @@ def test_given_masks_that_are_none(fails, tmp_path):
     assert "give no method" in fails(*command, masks, "--objects")
     assert "motion has 1 mask: objects are parted" in fails(*command[:-1], "--objects", "--instances", "motion")
     assert "instances has 7 masks: what moves" in fails(*command[:-1], "--weights", "instances")
+    assert "no unet weights named" in fails(*command[:-1], "--objects", "--weights", "foo")
     assert "--instances is the network of --objects" in fails(*command[:-1], "--instances", "instances")
     assert not (tmp_path / "out").exists()
 

@@ -52,13 +52,15 @@ def learned_proposals(net: UNet) -> Proposals:
 
 @torch.no_grad()
 def moving(unet: UNet, view: View) -> Tensor:
-    """What moves by itself in a frame, (H, W) bool on the CPU.
+    """What moves by itself in a frame, (H, W) bool on the CPU, by a network of one mask or by all bodies of several.
 
     Seen once, and not in a mirror as well as :func:`predict` does: superpixels smooth the borders anyway, on crowds the
     objects were as good (J&F .490 beside .499, six switches beside ten, on eight scenes), and it takes half the time.
     """
-    channels = network_input(unet.config.inputs, view.flow, view.superpixels, view.frame)
-    return unet(channels[None].to(device_of(unet)))[0, 0].cpu() > 0
+    channels = network_input(unet.config.inputs, view.flow, view.superpixels, view.frame)[None].to(device_of(unet))
+    if unet.config.out_channels > 1:
+        return body_logits(unet, channels)[0].argmax(0).cpu() > 0
+    return unet(channels)[0, 0].cpu() > 0
 
 
 def views_of(clip: Clip) -> Iterator[View]:
