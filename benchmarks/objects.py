@@ -1,8 +1,8 @@
 """Several objects in a crowd: tracks of superpixels beside connected components of the same masks.
 
 Twenty unseen scenes of the preset ``crowd``, 40 frames of 160x288, three to five bodies that cross. Flow by the shipped
-RAFT, superpixels by the shipped SSN, masks of what moves by the shipped U-Net of several masks, all bodies together, as
-``diffslic segment --objects`` takes them; with ``--masks motion`` by that of one mask. From these
+RAFT, superpixels by the shipped SSN, masks of what moves by the shipped U-Net of one mask, seen once as ``diffslic
+segment --objects`` does; with ``--masks instances`` by that of several, all bodies together. From these
     graph        ``diffslic.pipeline.predict_objects``, proposals by merging on the graph
     network      the same, proposals by the shipped network of several masks
     components   ``diffslic.segmentation.linked_components``: what hangs together, linked by overlap
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=20, help="how many")
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="flow and superpixels are kept below it")
-    parser.add_argument("--masks", default="instances", help="the U-Net that says what moves")
+    parser.add_argument("--masks", default="motion", help="the U-Net that says what moves")
     options = parser.parse_args()
     torch.set_num_threads(1)
     raft, ssn, unet = RAFT.from_pretrained("small"), SSN.from_pretrained("scenes"), UNet.from_pretrained(options.masks)

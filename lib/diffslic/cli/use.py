@@ -32,7 +32,7 @@ def segment(
     dataset: Dataset = "folder", split: Split = "all", resolution: Resolution = "480p",
     method: Annotated[str, typer.Option(help="unet (learned from masks), em or spacetime (from flow alone).")] = "unet",
     weights: Annotated[str | None, typer.Option(help="Of the method's network: a shipped name or a file.",
-                                                show_default="motion, of --objects instances, em, spacetime")] = None,
+                                                show_default="motion, em or spacetime")] = None,
     window: Annotated[int | None, typer.Option(help="Of spacetime: frames seen at once, -1 for all.",
                                                show_default="9")] = None,
     objects: Annotated[bool, typer.Option("--objects", help="Of unet: part what moves into objects that keep their "

@@ -278,8 +278,8 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
 
     Args:
         source: a folder of frames, a video file, or a clip.
-        weights: a shipped name or file of the method's network; None: "motion" of the U-Nets, for objects
-            "instances", or the method's own.
+        weights: a shipped name or file of the method's network; None: "motion" of the U-Nets, or the method's own.
+            Of objects, a network of several masks may say what moves as well, by all of them together.
         raft, ssn: the same of the flow and, for the U-Net, of the superpixel network.
         rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
         method: "unet" (learned from masks), "em" or "spacetime" (learned from flow alone, see :class:`MotionNet`).
@@ -312,7 +312,7 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if method == "unet":
         if window is not None:
             raise ValueError("a U-Net sees one frame at a time: window is for spacetime")
-        unet = UNet.from_pretrained(weights or ("motion" if objects is None else "instances"), device)
+        unet = UNet.from_pretrained(weights or "motion", device)
         if objects is None:
             _check_masks(unet, weights or "motion", several=False)
         parts = (clip, flow, rows, n_iters, polished, unet, SSN.from_pretrained(ssn, device))
