@@ -6,7 +6,7 @@ import torch
 from diffslic import depth, geometry, pipeline
 from diffslic.datasets import scenes
 from diffslic.flow import RAFT
-from diffslic.segmentation import MotionNet, UNet, UNetConfig
+from diffslic.segmentation import MotionNet, UNet, UNetConfig, soft_masks
 from diffslic.superpixels import SSN
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -85,3 +85,21 @@ def test_depth():
     both = found[0].valid & found[1].valid.cpu()
     assert both.float().mean() > 0.9 * found[0].valid.float().mean() > 0.1
     assert (found[0].depth / found[1].depth.cpu() - 1)[both].abs().median() < 1e-3
+
+
+def test_objects():
+    [clip] = scenes.clips("crowd", n_clips=1, n_frames=3, size=SIZE, seed=970_000)
+    for how in ({"objects": "graph"}, {"objects": "instances"}, {"given": {0: clip.labels(0)}}):
+        ours, theirs = (pipeline.segment(clip, device=device, **how).masks for device in ("cpu", "cuda"))
+        assert ours.shape == theirs.shape and (ours[0] == theirs[0]).mean() > 0.95  # later names may differ
+
+
+def test_soft_masks():
+    ssn, image = SSN.from_pretrained("scenes"), torch.rand(1, 3, *SIZE)
+
+    def masks(device):
+        soft = ssn.to(device)(image.to(device), 20)
+        return soft_masks(soft, torch.arange(soft.centroids.shape[1], device=device) % 3, [1, 2]).cpu()
+
+    with torch.no_grad():
+        assert (masks("cpu") - masks("cuda")).abs().mean() < 1e-2
