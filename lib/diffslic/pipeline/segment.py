@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,7 +33,7 @@ from diffslic.pipeline.objects import (
     track,
 )
 from diffslic.pipeline.precompute import ends, fingerprint, video_flow, video_flow_both_ways
-from diffslic.segmentation import MotionNet, UNet
+from diffslic.segmentation import MotionNet, Tracker, UNet
 from diffslic.superpixels import SSN
 from diffslic.training import device_of
 
@@ -103,13 +104,20 @@ class Segmentation(ABC):
 
     def views(self, ssn: SSN) -> Iterator[View]:
         """Frames at the height of the networks with flow both ways and superpixels."""
-        ahead, seen = tee(self._pictures())
+        read: deque[Tensor] = deque()  # and not shown yet; tee would keep 57 of them
+
+        def pictures() -> Iterator[Tensor]:
+            for picture in self._pictures():
+                read.append(picture)
+                yield picture
+
         back = revealed = None
-        for both, frame in zip(video_flow_both_ways(self.raft, ahead, self.n_iters, self.polished), seen):
+        for both in video_flow_both_ways(self.raft, pictures(), self.n_iters, self.polished):
+            frame = read.popleft()
             yield View(frame, both.forward, back, both.occlusion, revealed, find_superpixels(ssn, frame))
             back, revealed = both.backward, both.backward_occlusion
         assert back is not None  # there are two frames at least
-        last = next(seen)
+        last = read.popleft()
         yield View(last, -back, back, None, revealed, find_superpixels(ssn, last))
 
     @property
@@ -208,10 +216,9 @@ class ObjectSegmentation(UNetSegmentation):
         return {**super().made_by, "instances": fingerprint(self.instances) if self.instances else "graph", "seen": 1}
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        views, seen = tee(self.views(self.ssn))
-        masks = (moving(self.unet, view) for view in seen)
-        propose = learned_proposals(self.instances) if self.instances else graph_proposals
-        for t, found in enumerate(track(views, masks, propose)):
+        propose, tracker = learned_proposals(self.instances) if self.instances else graph_proposals, Tracker()
+        for t, view in enumerate(self.views(self.ssn)):
+            [found] = track([view], [moving(self.unet, view)], propose, tracker)
             if t >= start:
                 yield geometry.resize_labels(found.labels[None], self.clip.size)[0].byte().numpy()
 
