@@ -32,11 +32,11 @@ from diffslic.pipeline.precompute import precompute_superpixels as precompute_su
 from diffslic.pipeline.precompute import precompute_tvl1 as precompute_tvl1
 from diffslic.pipeline.precompute import video_flow as video_flow
 from diffslic.pipeline.precompute import video_flow_both_ways as video_flow_both_ways
+from diffslic.pipeline.predict import predict as predict
+from diffslic.pipeline.predict import predict_from_flow as predict_from_flow
 from diffslic.pipeline.save import save_flow as save_flow
 from diffslic.pipeline.save import save_superpixels as save_superpixels
 from diffslic.pipeline.segment import Segmentation as Segmentation
-from diffslic.pipeline.segment import predict as predict
-from diffslic.pipeline.segment import predict_from_flow as predict_from_flow
 from diffslic.pipeline.segment import segment as segment
 from diffslic.pipeline.segment import segment_clips as segment_clips
 

@@ -54,8 +54,8 @@ def learned_proposals(net: UNet) -> Proposals:
 def moving(unet: UNet, view: View) -> Tensor:
     """What moves by itself in a frame, (H, W) bool on the CPU, by a network of one mask or by all bodies of several.
 
-    Seen once, and not in a mirror as well as :func:`predict` does: superpixels smooth the borders anyway, on crowds the
-    objects were as good (J&F .490 beside .499, six switches beside ten, on eight scenes), and it takes half the time.
+    Seen once, and not in a mirror as well as :func:`predict` does: superpixels smooth the borders anyway, and it takes
+    half the time.
     """
     channels = network_input(unet.config.inputs, view.flow, view.superpixels, view.frame)[None].to(device_of(unet))
     if unet.config.out_channels > 1:

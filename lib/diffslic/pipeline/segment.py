@@ -1,12 +1,11 @@
-"""The whole job: frames to flow to superpixels to masks, from a cache or straight through."""
+"""The whole job, straight through: frames to flow to superpixels to masks of a video, each kind of them a class."""
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from diffslic.datasets.clip import VOID, Clip
 from diffslic.datasets.video import write_video
 from diffslic.files import note_says, write_note
 from diffslic.flow import POLISH, RAFT
-from diffslic.pipeline.inputs import clip_input, find_superpixels, mirrored_input, network_input
+from diffslic.pipeline.inputs import find_superpixels, network_input
 from diffslic.pipeline.motion import painted
 from diffslic.pipeline.objects import (
     View,
@@ -33,42 +32,12 @@ from diffslic.pipeline.objects import (
     track,
 )
 from diffslic.pipeline.precompute import ends, fingerprint, video_flow, video_flow_both_ways
+from diffslic.pipeline.predict import check_length, check_masks, mask_of
 from diffslic.segmentation import MotionNet, Tracker, UNet
 from diffslic.superpixels import SSN
 from diffslic.training import device_of
 
 METHODS = ("unet", "em", "spacetime")
-
-
-def predict(unet: UNet, clip: Clip, progress: bool = False) -> np.ndarray:
-    """Masks of a clip from what it already holds (see ``precompute_*``).
-
-    Returns:
-        (T, H, W) uint8: 1 where something moves by itself. No flow leaves the last frame: its mask repeats the one
-        before (the DAVIS protocol leaves that frame out).
-    """
-    _check_length(clip)
-    _check_masks(unet, "the U-Net", several=False)
-    device = device_of(unet)
-    masks = np.zeros((len(clip), *clip.size), dtype=np.uint8)
-    for t in tqdm(clip.frames_with("flow"), desc=clip.name, unit="frame", disable=not progress):
-        masks[t] = _mask(unet, clip_input(clip, t, unet.config.inputs).to(device), clip.size)
-    masks[-1] = masks[-2]
-    return masks
-
-
-def predict_from_flow(method: Callable[[Tensor], Tensor], clip: Clip) -> np.ndarray:
-    """Masks of a clip by a method that sees its flow alone, as :func:`predict` gives a network's.
-
-    Args:
-        method: (1, 2, H, W) flow in pixels to (1, H, W) bool, such as ``segmentation.camera_residual_mask``.
-
-    Returns:
-        (T, H, W) uint8; the last frame repeats the mask before it.
-    """
-    _check_length(clip)
-    masks = [method(clip.flow(t)[None])[0].byte().cpu().numpy() for t in clip.frames_with("flow")]
-    return np.stack([*masks, masks[-1]])
 
 
 @dataclass(frozen=True)
@@ -104,15 +73,9 @@ class Segmentation(ABC):
 
     def views(self, ssn: SSN) -> Iterator[View]:
         """Frames at the height of the networks with flow both ways and superpixels."""
-        read: deque[Tensor] = deque()  # and not shown yet; tee would keep 57 of them
-
-        def pictures() -> Iterator[Tensor]:
-            for picture in self._pictures():
-                read.append(picture)
-                yield picture
-
+        read: deque[Tensor] = deque()
         back = revealed = None
-        for both in video_flow_both_ways(self.raft, pictures(), self.n_iters, self.polished):
+        for both in video_flow_both_ways(self.raft, _noted(self._pictures(), read), self.n_iters, self.polished):
             frame = read.popleft()
             yield View(frame, both.forward, back, both.occlusion, revealed, find_superpixels(ssn, frame))
             back, revealed = both.backward, both.backward_occlusion
@@ -199,7 +162,7 @@ class UNetSegmentation(Segmentation):
         for t, (frame, flow) in enumerate(self.frames_with_flow(first), first):
             if t >= start:
                 superpixels = find_superpixels(self.ssn, frame) if "superpixels" in inputs else None
-                yield _mask(self.unet, network_input(inputs, flow, superpixels, frame), self.clip.size)
+                yield mask_of(self.unet, network_input(inputs, flow, superpixels, frame), self.clip.size)
 
 
 @dataclass(frozen=True)
@@ -309,7 +272,7 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if rows < 8 or n_iters < 1:
         raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
-    _check_length(clip)
+    check_length(clip)
     flow = RAFT.from_pretrained(raft, device)
     if given is not None:
         if method != "unet" or objects or weights or window:
@@ -321,13 +284,13 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
             raise ValueError("a U-Net sees one frame at a time: window is for spacetime")
         unet = UNet.from_pretrained(weights or "motion", device)
         if objects is None:
-            _check_masks(unet, weights or "motion", several=False)
+            check_masks(unet, weights or "motion", several=False)
         parts = (clip, flow, rows, n_iters, polished, unet, SSN.from_pretrained(ssn, device))
         if objects is None:
             return UNetSegmentation(*parts)
         instances = None if objects == "graph" else UNet.from_pretrained(objects, device)
         if instances is not None:
-            _check_masks(instances, objects, several=True)
+            check_masks(instances, objects, several=True)
         return ObjectSegmentation(*parts, instances)
     if objects is not None:
         raise ValueError(f"{method} numbers its own layers: objects is for the method unet")
@@ -355,42 +318,28 @@ def segment_clips(clips: Sequence[Clip], folder: str | Path, overlay: bool = Tru
             raise FileNotFoundError(f"{path}: no such folder, expected the masks of objects to be followed")
     first = segment(clips[0], **how, given=masks[clips[0].name])
     for clip in clips:
-        _check_length(clip)
+        check_length(clip)
         path = masks[clip.name]
         its = {} if path is None else {"given": check_given(clip, given_masks(path, clip))}
         replace(first, clip=clip, **its).save(Path(folder) / clip.name, overlay, fps, official, progress)
 
 
-def _check_length(clip: Clip) -> None:
-    if len(clip) < 2:
-        raise ValueError(f"clip {clip.name!r} has a single frame: motion needs at least two")
-
-
-def _check_masks(unet: UNet, name: str | Path, several: bool) -> None:
-    count = unet.config.out_channels
-    if (count > 1) != several:
-        raise ValueError(f"{name} has {count} mask{'s' * (count > 1)}: " + (
-            "objects are parted by a network of several" if several else "what moves is found by a network of one"))
-
-
 def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int,
                       polished: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Every frame (3, H, W) with a flow of its own pixels; the last one's is the way back, turned around."""
-    ahead, seen = tee(frames)
-    for flow, frame in zip(video_flow(raft, ahead, n_iters, polished), seen):  # zip leaves the last in ``seen``
-        yield frame, flow
-        before = frame
-    last = next(seen)
+    read: deque[Tensor] = deque()
+    for flow in video_flow(raft, _noted(frames, read), n_iters, polished):
+        before = read.popleft()
+        yield before, flow
+    last = read.popleft()
     yield last, -next(video_flow(raft, (last, before), n_iters, polished))
 
 
-@torch.no_grad()
-def _mask(unet: UNet, channels: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Seen as it is and in a mirror, the logits averaged: mirrored channels get the mirrored mask."""
-    views = torch.stack([channels, mirrored_input(channels, unet.config.inputs)])
-    as_it_is, mirrored = unet(views)
-    logits = geometry.resize((as_it_is + mirrored.flip(-1))[None], size)
-    return (logits[0, 0] > 0).byte().cpu().numpy()
+def _noted(frames: Iterator[Tensor], read: deque[Tensor]) -> Iterator[Tensor]:
+    """The same frames, each in ``read`` as well until it is taken from there; tee would keep the last 57."""
+    for frame in frames:
+        read.append(frame)
+        yield frame
 
 
 def _smaller(mask: Tensor, size: tuple[int, int]) -> Tensor:
