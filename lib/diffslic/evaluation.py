@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from skimage.segmentation import slic
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffslic import geometry, metrics, pipeline, report, viz
+from diffslic import geometry, metrics, pipeline, report, superpixels, viz
 from diffslic.datasets import io
 from diffslic.datasets.clip import VOID, Clip, labels_or_none
 from diffslic.datasets.composite_flow import flow_both_ways
@@ -227,8 +226,8 @@ def superpixels_of(model: SSN | SpixelFCN, clip: Clip, t: int, n_spixels: int) -
 
 
 def classical_slic(clip: Clip, t: int, n_spixels: int) -> Tensor:
-    """Superpixels (H, W) of a frame by scikit-image's SLIC as it comes: Lab, compactness 10, ten iterations."""
-    return torch.from_numpy(slic(clip.frame(t).permute(1, 2, 0).numpy(), n_spixels, start_label=0))
+    """Superpixels (H, W) of a frame by classical SLIC, see :func:`diffslic.superpixels.classical_slic`."""
+    return superpixels.classical_slic(clip.frame(t), n_spixels)
 
 
 def segments_of(clip: Clip, t: int) -> Tensor:

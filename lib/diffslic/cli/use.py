@@ -163,6 +163,44 @@ def flow(
     show({**figures, "out": str(out)}, as_json)
 
 
+@app.command()
+def softseg(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    out: Annotated[Path, typer.Option(help="Where NAME_features.png, NAME_layer1.png ... and NAME_alphas.npy go.")],
+    layers: Annotated[int, typer.Option(help="Layers to part it into.")] = 5,
+    following: Annotated[Path | None, typer.Option("--next", help="The frame that follows: what moves by itself is "
+                                                                  "then parted from the rest too.")] = None,
+    n_spixels: Annotated[int, typer.Option(help="Superpixels to compare, about.")] = 500,
+    weights: Annotated[str, typer.Option(help="A shipped name or a file.")] = "scenes",
+    ssn: Annotated[str | None, typer.Option(help="Superpixels of an SSN: a shipped name or a file.",
+                                            show_default="classical SLIC")] = None,
+    raft: Annotated[str, typer.Option(help="RAFT, of --next: a shipped name or a file.")] = "small",
+    rows: Annotated[int, typer.Option(help="Height to which larger images are brought.")] = 480,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Part an image into soft layers, as hair, smoke and the edges of things are parted.
+
+    Example: diffslic softseg a.jpg --layers 4 --out layers/
+
+    With motion: diffslic softseg 00007.jpg --next 00008.jpg --out layers/
+    """
+    from diffslic import pipeline
+    from diffslic.flow import RAFT
+    from diffslic.softseg import EmbeddingNet
+    from diffslic.superpixels import SSN
+
+    if rows < 1:
+        raise ValueError(f"--rows must be at least 1, got {rows}")
+    network = EmbeddingNet.from_pretrained(weights, device)
+    made = pipeline.save_soft_segments(
+        image, out, network, layers, n_spixels, following=following, rows=rows,
+        raft=None if following is None else RAFT.from_pretrained(raft, device),
+        ssn=None if ssn is None else SSN.from_pretrained(ssn, device))
+    shown = {f"layer{i}": float(alpha.mean()) for i, alpha in enumerate(made.alphas, 1)}
+    show({"superpixels": len(made.vectors), **shown, "out": str(out)}, as_json)
+
+
 precompute_app = typer.Typer(help="Keep flow or superpixels on disk: pre-generate, then train. A stopped run goes on "
                                   "where it was; under torchrun each process takes its share of the clips.",
                              rich_markup_mode=None)

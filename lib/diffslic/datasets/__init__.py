@@ -22,12 +22,14 @@ from diffslic.datasets.folder import given_masks as given_masks
 # Name -> (module, function). A module is imported when it is asked for: the scenes bring their textures along.
 DATASETS = {"scenes": ("scenes", "clips"), "davis2016": ("davis", "davis2016"), "davis2017": ("davis", "davis2017"),
             "tartanair": ("tartanair", "clips"), "airsim": ("airsim", "clips"), "bsds500": ("bsds500", "photographs"),
+            "ade20k": ("ade20k", "photographs"),
             "flyingchairs": ("flow_sets", "flyingchairs"), "sintel": ("flow_sets", "sintel"),
             "kitti": ("flow_sets", "kitti"), "folder": ("folder", "clips"),
             "split": ("split", "clips")}
 # The same for what names the problems of a dataset's files; scenes have no files.
 CHECKS = {"davis2016": ("davis", "problems2016"), "davis2017": ("davis", "problems2017"),
           "tartanair": ("tartanair", "problems"), "airsim": ("airsim", "problems"), "bsds500": ("bsds500", "problems"),
+          "ade20k": ("ade20k", "problems"),
           "flyingchairs": ("flow_sets", "flyingchairs_problems"), "sintel": ("flow_sets", "sintel_problems"),
           "kitti": ("flow_sets", "kitti_problems"), "folder": ("folder", "problems"),
           "split": ("split", "problems")}
@@ -41,7 +43,7 @@ def open(name: str, **options: Any) -> list[Clip]:
 
     Args:
         name: "scenes" (procedural, needs no files), "davis2016", "davis2017", "tartanair", "airsim", "bsds500",
-            "flyingchairs", "sintel", "kitti", "folder" (own frames or a video file),
+            "ade20k", "flyingchairs", "sintel", "kitti", "folder" (own frames or a video file),
             "split" (tables of files: ``file="DataSplit/DAVIS_D16Split", split="val"``).
         options: those of the dataset's own function, e.g. :func:`diffslic.datasets.davis.davis2016`.
 

@@ -13,8 +13,8 @@ Reader = Callable[[int], Tensor]
 VOID = 255  # the label of pixels that count for nothing
 
 # Every kind of reader, with how many frames it cannot serve: at the beginning, at the end.
-KINDS = {"frame": (0, 0), "labels": (0, 0), "segments": (0, 0), "annotations": (0, 0), "depth": (0, 0),
-         "camera_to_world": (0, 0), "flow": (0, 1), "occlusion": (0, 1), "backward_flow": (1, 0),
+KINDS = {"frame": (0, 0), "labels": (0, 0), "segments": (0, 0), "classes": (0, 0), "annotations": (0, 0),
+         "depth": (0, 0), "camera_to_world": (0, 0), "flow": (0, 1), "occlusion": (0, 1), "backward_flow": (1, 0),
          "backward_occlusion": (1, 0), "flow_rgb": (0, 1), "superpixel_labels": (0, 0), "superpixel_vectors": (0, 0)}
 
 
@@ -69,6 +69,10 @@ class Clip:
     def segments(self, t: int) -> Tensor:
         """(H, W) int64 ids of every visible surface: the truth for superpixels."""
         return self._read("segments", t)
+
+    def classes(self, t: int) -> Tensor:
+        """(H, W) int64: what sort of thing each pixel shows, 255 where nobody named one."""
+        return self._read("classes", t)
 
     def annotations(self, t: int) -> Tensor:
         """(A, H, W) int64: what each of A people took for the segments of the frame, numbered from 0."""
@@ -137,14 +141,15 @@ class Clip:
     def resized(self, rows: int) -> "Clip":
         """The same clip with so many rows, from 1, columns in proportion.
 
-        Frames, labels and intrinsics are resized, and nothing else is: a cache is of one size and goes by its folder.
+        Frames, labels, classes and intrinsics are resized, and nothing else is: a cache is of one size and goes by its
+        folder.
         """
         if rows < 1:
             raise ValueError(f"a clip has at least one row, got {rows}")
         size = (rows, max(1, round(self.size[1] * rows / self.size[0])))
         readers: dict[str, Reader] = {"frame": partial(_resized_frame, self, size)}
-        if self.has("labels"):
-            readers["labels"] = partial(_resized_labels, self, size)
+        readers |= {kind: partial(_resized_labels, self, kind, size) for kind in ("labels", "classes")
+                    if self.has(kind)}
         known = self.intrinsics_
         intrinsics = None if known is None else resize_intrinsics(known, self.size, size)
         return replace(self, size=size, readers=readers, intrinsics_=intrinsics)
@@ -203,8 +208,8 @@ def _resized_frame(clip: Clip, size: tuple[int, int], t: int) -> Tensor:
     return resize(clip.frame(t)[None], size)[0].clamp(0, 1)
 
 
-def _resized_labels(clip: Clip, size: tuple[int, int], t: int) -> Tensor:
-    return resize_labels(clip.labels(t)[None], size)[0]
+def _resized_labels(clip: Clip, kind: str, size: tuple[int, int], t: int) -> Tensor:
+    return resize_labels(clip.readers[kind](t)[None], size)[0]
 
 
 def _read_later(read: Reader, start: int, t: int) -> Tensor:

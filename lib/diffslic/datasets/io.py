@@ -87,9 +87,12 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def write_image(path: str | Path, image: Tensor) -> None:
-    """Write (3, H, W) RGB in [0, 1] with 8 bits; the suffix names the format. Values outside are clamped."""
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"{path}: an image to write must be (3, H, W), got {tuple(image.shape)}")
+    """Write (3, H, W) RGB or (4, H, W) RGBA in [0, 1] with 8 bits; the suffix names the format.
+
+    Values outside are clamped.
+    """
+    if image.ndim != 3 or image.shape[0] not in (3, 4):
+        raise ValueError(f"{path}: an image to write must be (3, H, W) or (4, H, W), got {tuple(image.shape)}")
     with written_whole(path) as temporary:
         _with_8_bits(image).save(temporary, quality=95)
 

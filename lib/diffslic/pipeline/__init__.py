@@ -39,11 +39,15 @@ from diffslic.pipeline.save import save_superpixels as save_superpixels
 from diffslic.pipeline.segment import Segmentation as Segmentation
 from diffslic.pipeline.segment import segment as segment
 from diffslic.pipeline.segment import segment_clips as segment_clips
+from diffslic.pipeline.softseg import SoftSegments as SoftSegments
+from diffslic.pipeline.softseg import residual_motion as residual_motion
+from diffslic.pipeline.softseg import save_soft_segments as save_soft_segments
+from diffslic.pipeline.softseg import soft_segments as soft_segments
 
-__all__ = ["INPUTS", "LEAST_SPREAD", "N_SPIXELS", "Segmentation", "Superpixels", "cache_folder", "clip_input",
-           "em_mask", "find_superpixels", "fingerprint", "flow_channels", "frame_depth", "graph_proposals",
-           "learned_proposals", "mirrored_input", "motion_fields", "moving", "network_input", "painted", "pair_depth",
-           "position", "precompute_flow", "precompute_superpixels", "precompute_tvl1", "predict", "predict_from_flow",
-           "predict_motion", "predict_objects", "propagate_objects", "save_depth", "save_flow", "save_superpixels",
-           "segment", "segment_clips", "superpixel_differences", "track", "video_flow", "video_flow_both_ways",
-           "views_of"]
+__all__ = ["INPUTS", "LEAST_SPREAD", "N_SPIXELS", "Segmentation", "SoftSegments", "Superpixels", "cache_folder",
+           "clip_input", "em_mask", "find_superpixels", "fingerprint", "flow_channels", "frame_depth",
+           "graph_proposals", "learned_proposals", "mirrored_input", "motion_fields", "moving", "network_input",
+           "painted", "pair_depth", "position", "precompute_flow", "precompute_superpixels", "precompute_tvl1",
+           "predict", "predict_from_flow", "predict_motion", "predict_objects", "propagate_objects", "residual_motion",
+           "save_depth", "save_flow", "save_soft_segments", "save_superpixels", "segment", "segment_clips",
+           "soft_segments", "superpixel_differences", "track", "video_flow", "video_flow_both_ways", "views_of"]

@@ -22,7 +22,15 @@ from diffslic.evaluation import evaluate_superpixels, segments_of, superpixels_o
 from diffslic.flow import RAFT
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
-from diffslic.superpixels import SSN, SpixelFCN, SSNConfig, compactness, label_reconstruction, soft_iou
+from diffslic.superpixels import (
+    SSN,
+    SpixelFCN,
+    SSNConfig,
+    classical_slic,
+    compactness,
+    label_reconstruction,
+    soft_iou,
+)
 
 SIZE = (240, 320)  # of the scenes
 CROP = (160, 160)
@@ -56,6 +64,7 @@ class _Picture(NamedTuple):
     image: Tensor  # (3, H, W) uint8
     annotations: Tensor  # (A, H, W) int16: the segments of each annotator
     flow: Tensor | None  # (4, H, W) half: there and back, u and v in pixels
+    superpixels: Tensor | None  # (H, W) int16: of classical SLIC
 
 
 class Crops:
@@ -66,45 +75,62 @@ class Crops:
         batch_size: crops per batch.
         seed: of everything random.
         flow: also give the flow there and back.
+        size: rows and columns of a crop.
+        upside_down: mirror half of them from top to bottom too, where up and down do not matter.
+        superpixel_size: also give classical superpixels of about so many pixels, found once in each picture.
     """
 
-    def __init__(self, clips: Sequence[Clip], batch_size: int, seed: int, flow: bool = False) -> None:
+    def __init__(self, clips: Sequence[Clip], batch_size: int, seed: int, flow: bool = False,
+                 size: tuple[int, int] = CROP, upside_down: bool = True, superpixel_size: int | None = None) -> None:
         if not clips or batch_size < 1:
             raise ValueError(f"training needs a clip and a batch_size from 1, got {len(clips)} clips and {batch_size}")
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.size, self.upside_down = batch_size, seed, size, upside_down
         self.frames = [(i, t) for i, clip in enumerate(clips) for t in range(len(clip))]
         clips = list(clips)
         bytes_each = 13 * max(clip.size[0] * clip.size[1] for clip in clips)  # colour, and flow or five annotators
-        self._read = lru_cache(maxsize=MEMORY // bytes_each)(lambda clip, t: _read_picture(clips[clip], t, flow))
+        self._read = lru_cache(maxsize=MEMORY // bytes_each)(lambda clip, t: _read_picture(clips[clip], t, flow,
+                                                                                              superpixel_size))
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Batch ``number``: image (B, 3, h, w), segments (B, h, w) from 0, n_spixels (B,), and flow (B, 4, h, w)."""
-        samples = [self._sample(number * self.batch_size + item) for item in range(self.batch_size)]
-        batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        batch = self.cut(number)
+        # Numbered anew within the crop: the loss takes one channel per segment.
+        segments = torch.stack([each.unique(return_inverse=True)[1] for each in batch["segments"]])
         count = int(np.random.default_rng([self.seed, 7, number]).integers(*CELLS, endpoint=True))
-        return {**batch, "n_spixels": torch.full((self.batch_size,), count)}
+        return {**batch, "segments": segments, "n_spixels": torch.full((self.batch_size,), count)}
+
+    def cut(self, number: int) -> dict[str, Tensor]:
+        """Batch ``number`` with segments (B, h, w) as the annotator numbered them, and superpixels (B, h, w) from 0."""
+        samples = [self._sample(number * self.batch_size + item) for item in range(self.batch_size)]
+        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
     def _sample(self, position: int) -> dict[str, Tensor]:
         epoch, place = divmod(position, len(self.frames))
         order = np.random.default_rng([self.seed, 8, epoch]).permutation(len(self.frames))
         picture = self._read(*self.frames[order[place]])
         rng = np.random.default_rng([self.seed, 9, epoch, place])
-        window = augment.crop_window(tuple(picture.image.shape[1:]), CROP, rng)
-        mirror = rng.random() < 0.5, rng.random() < 0.5
+        window = augment.crop_window(tuple(picture.image.shape[1:]), self.size, rng)
+        mirror = rng.random() < 0.5, rng.random() < 0.5 and self.upside_down
         # Nothing else is changed: blurred by a zoom or tinted, photographs taught less about photographs.
         segments = augment.flip_image(picture.annotations[rng.integers(len(picture.annotations))][window], *mirror)
         sample = {"image": augment.flip_image(picture.image[:, *window].float() / 255, *mirror),
-                  # Numbered anew within the crop: the loss takes one channel per segment.
-                  "segments": segments.unique(return_inverse=True)[1]}
+                  "segments": segments.long()}
+        if picture.superpixels is not None:
+            superpixels = augment.flip_image(picture.superpixels[window], *mirror)
+            sample["superpixels"] = superpixels.unique(return_inverse=True)[1]
         if picture.flow is not None:
             flow = picture.flow[:, *window].float().unflatten(0, (2, 2))
             sample["flow"] = augment.flip_flow(flow, *mirror).flatten(0, 1)
         return sample
 
 
-def _read_picture(clip: Clip, t: int, flow: bool) -> _Picture:
-    return _Picture((clip.frame(t) * 255).round().byte(), segments_of(clip, t).short(),
-                    flow_both_ways(clip, t).half() if flow else None)
+def _read_picture(clip: Clip, t: int, flow: bool, superpixel_size: int | None) -> _Picture:
+    image = clip.frame(t)
+    superpixels = None
+    if superpixel_size is not None:
+        superpixels = classical_slic(image, max(1, image[0].numel() // superpixel_size)).short()
+    return _Picture((image * 255).round().byte(), segments_of(clip, t).short(),
+                    flow_both_ways(clip, t).half() if flow else None, superpixels)
 
 
 def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *, model: str = "ssn",

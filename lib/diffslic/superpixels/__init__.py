@@ -2,9 +2,11 @@
 
 ``slic`` is the differentiable clustering and what it returns, ``connectivity`` makes labels one piece each, ``ssn``
 holds the networks whose features are clustered, ``spixelfcn`` the one that needs no clustering, ``losses`` what they
-are trained with. Start at :class:`SSN` to use superpixels, at :func:`soft_slic` to understand them.
+are trained with, ``classical`` what they are compared with. Start at :class:`SSN` to use superpixels, at
+:func:`soft_slic` to understand them.
 """
 
+from diffslic.superpixels.classical import classical_slic as classical_slic
 from diffslic.superpixels.connectivity import connect as connect
 from diffslic.superpixels.losses import compactness as compactness
 from diffslic.superpixels.losses import label_reconstruction as label_reconstruction
@@ -19,5 +21,5 @@ from diffslic.superpixels.spixelfcn import SpixelFCNConfig as SpixelFCNConfig
 from diffslic.superpixels.ssn import SSN as SSN
 from diffslic.superpixels.ssn import SSNConfig as SSNConfig
 
-__all__ = ["SSN", "SSNConfig", "SoftSLIC", "SpixelFCN", "SpixelFCNConfig", "compactness", "connect", "grid_for",
-           "label_reconstruction", "property_reconstruction", "reconstruct", "soft_iou", "soft_slic"]
+__all__ = ["SSN", "SSNConfig", "SoftSLIC", "SpixelFCN", "SpixelFCNConfig", "classical_slic", "compactness", "connect",
+           "grid_for", "label_reconstruction", "property_reconstruction", "reconstruct", "soft_iou", "soft_slic"]
