@@ -19,8 +19,7 @@ def world_of(shape, half_size, position, hollow=False, outline=None):
     return raycast.World(
         shape=[shape], hollow=[hollow], half_size=torch.tensor([half_size]),
         outline=torch.zeros(1, 2, 4) if outline is None else outline, object_to_world=pose[None, None],
-        body=torch.tensor([1]), sort=torch.zeros(1, 3, dtype=torch.int64),
-        faces=torch.zeros(1, 3, dtype=torch.int64),
+        body=torch.tensor([1]), faces=torch.zeros(1, 3, dtype=torch.int64),
         textures=torch.rand(1, 3, raycast.TEXTURE_SIZE, raycast.TEXTURE_SIZE), texel_density=torch.tensor([50.0]),
         camera_to_world=torch.eye(4, dtype=torch.float64)[None], intrinsics=geometry.intrinsics_from_fov(60.0, *SIZE),
         size=SIZE, light=torch.tensor([0.0, 0.0, -1.0]), gain=torch.ones(1, 3))

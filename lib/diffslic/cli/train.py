@@ -198,8 +198,6 @@ def train_softseg(
     out: TrainOut,
     dataset: Annotated[str, typer.Option(help="scenes, bsds500 or ade20k.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
-    truth: Annotated[str, typer.Option(help="Of scenes, what is of one sort: classes or segments (surfaces).")
-                     ] = "classes",
     compared: Annotated[str, typer.Option(help="slic, ssn (superpixels learn too) or pixels.")] = "slic",
     ssn: Annotated[str, typer.Option(help="Of --compared ssn, the SSN to start from.")] = "scenes",
     widths: Annotated[str, typer.Option(help="Channels of each block; the paper's are 64,128,256.")] = "32,64,128",
@@ -207,7 +205,7 @@ def train_softseg(
     batch_size: Batch = 2, rate: Rate = 1e-3, seed: Seed = 6, device: Accelerator = "auto", devices: Devices = 1,
     precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
 ) -> None:
-    """Train the network that tells which superpixels show the same sort of thing.
+    """Train the network that tells which superpixels are of one thing.
 
     Example: diffslic train softseg --out runs/softseg
     """
@@ -215,7 +213,7 @@ def train_softseg(
 
     report.check_choice("compared", compared, list(softseg.COMPARED))
     where = device if device != "auto" else "cpu"
-    clips, validation = softseg.prepare(dataset, root, n_scenes=n_scenes, truth=truth, device=where)
+    clips, validation = softseg.prepare(dataset, root, n_scenes=n_scenes, device=where)
     fit = softseg.train(out, clips, validation, compared=compared, widths=numbers(widths, "--widths"), ssn=ssn,
                         steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed, dataset=dataset,
                         **_how(device, devices, precision, workers, logger, out, as_json))

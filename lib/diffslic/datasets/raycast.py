@@ -30,8 +30,7 @@ class World(NamedTuple):
     outline: Tensor  # (O, 2, 4) cosine and sine coefficients of a card's outline radius
     object_to_world: Tensor  # (O, T, 4, 4) float64
     body: Tensor  # (O,) int64: 0 = static world, 1.. = moving bodies
-    sort: Tensor  # (O, 3) int64: what sort of thing the faces with a normal along x, y, z are of
-    faces: Tensor  # (O, 3) int64: which texture they show
+    faces: Tensor  # (O, 3) int64: which texture the faces with a normal along x, y, z show
     textures: Tensor  # (M, 3, 256, 256) in [0, 1]
     texel_density: Tensor  # (O,) texels per metre
     camera_to_world: Tensor  # (T, 4, 4) float64

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffslic import geometry
 from diffslic.datasets import raycast
 from diffslic.datasets.clip import Clip
-from diffslic.datasets.worlds import PLAIN, PRESETS, build_world, scene_intrinsics
+from diffslic.datasets.worlds import PRESETS, build_world, scene_intrinsics
 
 
 class View(NamedTuple):
@@ -29,7 +29,6 @@ class View(NamedTuple):
     depth: Tensor  # (B, 1, H, W) metres along z
     labels: Tensor  # (B, H, W) int64: 0 static world, 1.. moving bodies
     segments: Tensor  # (B, H, W) int64: every face of every object has its own id
-    classes: Tensor  # (B, H, W) int64: the sort of thing, a place in ``worlds.SORTS``
     hits: raycast.Hits
 
 
@@ -54,18 +53,16 @@ class Scene:
         blur: standard deviation in pixels of a Gaussian lens blur.
         noise: standard deviation of Gaussian sensor noise, in the unit of the image.
         textures: a folder of images to put on the surfaces, instead of those that ship inside scikit-image.
-        plain: the share of surfaces that have nearly no texture.
         device: where it is drawn.
     """
 
     def __init__(self, preset: str = "lab", n_frames: int = 8, size: tuple[int, int] = (240, 428), seed: int = 0,
                  lighting: float = 0.0, blur: float = 0.0, noise: float = 0.0,
-                 textures: str | Path | None = None, plain: float = PLAIN,
-                 device: torch.device | str = "cpu") -> None:
-        _check(preset, n_frames, size, seed, (lighting, blur, noise, plain))
+                 textures: str | Path | None = None, device: torch.device | str = "cpu") -> None:
+        _check(preset, n_frames, size, seed, (lighting, blur, noise))
         self.n_frames, self.size, self.seed = n_frames, tuple(size), seed
         self.blur, self.noise = blur, noise
-        self.world = build_world(preset, n_frames, self.size, lighting, seed, textures, plain).to(device)
+        self.world = build_world(preset, n_frames, self.size, lighting, seed, textures).to(device)
         self.n_bodies = int(self.world.body.max())
         self._painter = raycast.Painter(self.world)
 
@@ -90,8 +87,7 @@ class Scene:
         seen = raycast.surface(self.world, grid, hits, times)
         image = raycast.paint(self._painter, grid, hits, seen, times)
         segments = hits.index * 3 + seen.axis
-        return View(self._expose(image, times), hits.depth[:, None], self.world.body[hits.index], segments,
-                    self.world.sort[hits.index, seen.axis], hits)
+        return View(self._expose(image, times), hits.depth[:, None], self.world.body[hits.index], segments, hits)
 
     def motion(self, frames: Iterable[int], view: View, step: int) -> Motion:
         """Follow the points that ``view`` shows in ``frames`` to the frames ``step`` later (or earlier, if negative).
@@ -138,21 +134,20 @@ class Scene:
 
 def clips(preset: str = "lab", n_clips: int = 4, n_frames: int = 8, size: tuple[int, int] = (240, 428),
           seed: int = 0, lighting: float = 0.0, blur: float = 0.0, noise: float = 0.0,
-          textures: str | None = None, plain: float = PLAIN, device: str = "cpu") -> list[Clip]:
-    """Scenes as clips, with every truth: frame, labels, segments, classes, flow, occlusion (both ways), depth, poses.
+          textures: str | None = None, device: str = "cpu") -> list[Clip]:
+    """Scenes as clips, with every truth: frame, labels, segments, flow, occlusion (both ways), depth, poses.
 
     Args:
         preset: one of ``PRESETS``; several may be joined by a plus sign ("lab+crowd"), clips then take turns.
         n_clips: how many; clip i has the seed ``seed + i``.
-        n_frames, size, lighting, blur, noise, textures, plain, device: see :class:`Scene`.
+        n_frames, size, lighting, blur, noise, textures, device: see :class:`Scene`.
     """
-    options = {"lighting": lighting, "blur": blur, "noise": noise, "textures": textures, "plain": plain,
-               "device": device}
+    options = {"lighting": lighting, "blur": blur, "noise": noise, "textures": textures, "device": device}
     if n_clips < 1:
         raise ValueError(f"n_clips must be at least 1, got {n_clips}")
     presets = preset.split("+")
     for name in presets:
-        _check(name, n_frames, size, seed, (lighting, blur, noise, plain))
+        _check(name, n_frames, size, seed, (lighting, blur, noise))
     return [_clip(presets[i % len(presets)], n_frames, size, seed + i, options) for i in range(n_clips)]
 
 
@@ -163,7 +158,7 @@ def _check(preset: str, n_frames: int, size: tuple[int, int], seed: int, amounts
         raise ValueError(f"a scene needs n_frames >= 2, a positive size and a seed >= 0, "
                          f"got n_frames={n_frames}, size={tuple(size)}, seed={seed}")
     if not all(amount >= 0 for amount in amounts):
-        raise ValueError(f"lighting, blur, noise and plain must be >= 0, got {', '.join(map(str, amounts))}")
+        raise ValueError(f"lighting, blur and noise must be >= 0, got {', '.join(map(str, amounts))}")
 
 
 def _clip(preset: str, n_frames: int, size: tuple[int, int], seed: int, options: dict[str, Any]) -> Clip:
@@ -173,7 +168,6 @@ def _clip(preset: str, n_frames: int, size: tuple[int, int], seed: int, options:
         "frame": lambda t: _view(key, t).image[0].cpu(),
         "labels": lambda t: _view(key, t).labels[0].cpu(),
         "segments": lambda t: _view(key, t).segments[0].cpu(),
-        "classes": lambda t: _view(key, t).classes[0].cpu(),
         "depth": lambda t: _view(key, t).depth[0].cpu(),
         "flow": lambda t: _motion(key, t, 1).flow[0].cpu(),
         "backward_flow": lambda t: _motion(key, t, -1).flow[0].cpu(),

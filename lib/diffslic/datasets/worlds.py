@@ -21,13 +21,6 @@ from diffslic.datasets.raycast import BOX, CARD, ELLIPSOID, World
 
 PRESETS = ("lab", "street", "crowd", "static", "plaza")
 GROUND = 1.6  # metres below the camera's usual height
-# The share of textures that are nearly plain, as walls, roads and skies are: what learns from scenes must also meet
-# places where nothing can be matched.
-PLAIN = 0.35
-SORTS = ("sky", "ground", "house", "furniture", "wall", "floor", "vehicle", "figure", "animal", "cut-out")  # of things
-
-
-_Part = tuple[int, tuple[float, ...], tuple[float, ...]]  # shape, half size, offset
 
 
 class _Object(NamedTuple):
@@ -35,14 +28,13 @@ class _Object(NamedTuple):
     half_size: tuple[float, float, float]
     poses: Tensor  # (T, 4, 4)
     body: int
-    sort: str  # one of SORTS
     hollow: bool = False
     faces: int = 1  # how many different photographs (one per normal axis)
     texel_density: float = 80.0
 
 
 def build_world(preset: str, n_frames: int, size: tuple[int, int], lighting: float, seed: int,
-                textures: str | Path | None = None, plain: float = PLAIN) -> World:
+                textures: str | Path | None = None) -> World:
     """The world of a scene: see :class:`diffslic.datasets.scenes.Scene` for the arguments."""
     rng = np.random.default_rng([seed, PRESETS.index(preset)])
     few, some, many = (int(rng.integers(low, high)) for low, high in ((1, 3), (1, 4), (3, 6)))
@@ -66,11 +58,8 @@ def build_world(preset: str, n_frames: int, size: tuple[int, int], lighting: flo
         outline=torch.tensor(rng.normal(0, 0.16, (len(objects), 2, 4)) / [1, 1.5, 2, 3], dtype=torch.float32),
         object_to_world=torch.stack([o.poses for o in objects]),
         body=torch.tensor([o.body for o in objects]),
-        # Of a room, faces with a normal along y are floor and ceiling.
-        sort=torch.tensor([[SORTS.index("floor" if axis == 1 and o.sort == "wall" else o.sort) for axis in range(3)]
-                           for o in objects]),
         faces=torch.tensor([[start + axis % o.faces for axis in range(3)] for o, start in zip(objects, starts)]),
-        textures=torch.stack([_texture(textures, plain, rng) for _ in range(starts[-1] + objects[-1].faces)]),
+        textures=torch.stack([_texture(textures, rng) for _ in range(starts[-1] + objects[-1].faces)]),
         texel_density=torch.tensor([o.texel_density for o in objects]),
         camera_to_world=camera, intrinsics=intrinsics, size=size, light=F.normalize(light, dim=0), gain=gain)
 
@@ -93,8 +82,8 @@ def _still(position: tuple[float, float, float], yaw: float, n_frames: int) -> T
 
 
 def _standing_box(x: float, z: float, half: tuple[float, float, float], yaw: float, n_frames: int,
-                  sort: str, density: float) -> _Object:
-    return _Object(BOX, half, _still((x, GROUND - half[1], z), yaw, n_frames), 0, sort, faces=3, texel_density=density)
+                  faces: int, density: float) -> _Object:
+    return _Object(BOX, half, _still((x, GROUND - half[1], z), yaw, n_frames), 0, faces=faces, texel_density=density)
 
 
 def _room(n_frames: int, rng: np.random.Generator) -> list[_Object]:
@@ -102,20 +91,20 @@ def _room(n_frames: int, rng: np.random.Generator) -> list[_Object]:
     half = (rng.uniform(4, 7), rng.uniform(1.5, 2), rng.uniform(5, 8))
     # The camera stands near one end: z runs from -1 to 2 * half - 1.
     centre = (rng.uniform(-1, 1), GROUND - half[1], half[2] - 1)
-    objects = [_Object(BOX, half, _still(centre, 0.0, n_frames), 0, "wall", hollow=True, faces=3,
+    objects = [_Object(BOX, half, _still(centre, 0.0, n_frames), 0, hollow=True, faces=3,
                        texel_density=rng.uniform(40, 100))]
     for _ in range(rng.integers(4, 8)):
         box = (rng.uniform(0.2, 0.7), rng.uniform(0.2, 1), rng.uniform(0.2, 0.6))
         objects.append(_standing_box(centre[0] + rng.uniform(-0.8, 0.8) * half[0], rng.uniform(4, 2 * half[2] - 2),
-                                     box, rng.uniform(-0.8, 0.8), n_frames, "furniture", rng.uniform(80, 200)))
+                                     box, rng.uniform(-0.8, 0.8), n_frames, 3, rng.uniform(80, 200)))
     return objects
 
 
 def _street(n_frames: int, rng: np.random.Generator) -> list[_Object]:
     """A ground, two rows of houses, things on the pavement, and a far sky."""
-    sky = _Object(ELLIPSOID, (150., 150., 150.), _still((0., 0., 0.), rng.uniform(0, 6), n_frames), 0, "sky",
-                  hollow=True, texel_density=rng.uniform(1.5, 4))
-    ground = _Object(BOX, (150., 0.5, 150.), _still((0., GROUND + 0.5, 0.), rng.uniform(0, 1), n_frames), 0, "ground",
+    sky = _Object(ELLIPSOID, (150., 150., 150.), _still((0., 0., 0.), rng.uniform(0, 6), n_frames), 0, hollow=True,
+                  texel_density=rng.uniform(1.5, 4))
+    ground = _Object(BOX, (150., 0.5, 150.), _still((0., GROUND + 0.5, 0.), rng.uniform(0, 1), n_frames), 0,
                      texel_density=rng.uniform(30, 80))
     objects = [sky, ground]
     width = rng.uniform(5, 9)
@@ -124,12 +113,12 @@ def _street(n_frames: int, rng: np.random.Generator) -> list[_Object]:
         while z < 45:
             half = (rng.uniform(2, 4), rng.uniform(1.5, 6), rng.uniform(2, 4))
             objects.append(_standing_box(side * (width + half[0]), z + half[2], half, rng.uniform(-0.1, 0.1), n_frames,
-                                         "house", rng.uniform(25, 60)))
+                                         3, rng.uniform(25, 60)))
             z += 2 * half[2] + rng.uniform(0, 6)
     for _ in range(rng.integers(2, 6)):
         half = (rng.uniform(0.15, 0.5), rng.uniform(0.3, 1.2), rng.uniform(0.15, 0.5))
         objects.append(_standing_box(rng.choice([-1, 1]) * rng.uniform(2.5, width - 0.5), rng.uniform(5, 20), half,
-                                     rng.uniform(-0.8, 0.8), n_frames, "furniture", rng.uniform(60, 150)))
+                                     rng.uniform(-0.8, 0.8), n_frames, 3, rng.uniform(60, 150)))
     return objects
 
 
@@ -150,36 +139,35 @@ def _bodies(n_bodies: int, n_frames: int, preset: str, focal: float,
         spin = torch.tensor(rng.normal(0, 0.02, 3) * [0.3, 1, 0.3], dtype=torch.float32)
         start = torch.tensor([rng.normal(0, 0.08), rng.uniform(-0.6, 0.6), rng.normal(0, 0.15)], dtype=torch.float32)
         rotation = start + spin * torch.arange(n_frames)[:, None]
-        sort, parts = _parts(scale, rng)
+        parts = _parts(scale, rng)
         lowest = max(offset[1] + half[1] for _, half, offset in parts)
         path[:, 1] = GROUND - lowest - (rng.uniform(0, 0.8) if rng.random() < 0.3 else 0)
         pose = _pose(rotation, path)
         for shape, half, offset in parts:
             joint = torch.eye(4, dtype=torch.float64)
             joint[:3, 3] = torch.tensor(offset)
-            objects.append(_Object(shape, half, pose @ joint, body, sort, faces=3 if shape == BOX else 1,
+            objects.append(_Object(shape, half, pose @ joint, body, faces=3 if shape == BOX else 1,
                                    texel_density=rng.uniform(100, 300)))
         centres.append(path)
     return objects, centres
 
 
-def _parts(scale: float, rng: np.random.Generator) -> tuple[str, list[_Part]]:
-    """A body's sort and its parts: a box with a top, an upright or a lying figure, or a cut-out."""
+def _parts(scale: float, rng: np.random.Generator) -> list[tuple[int, tuple[float, ...], tuple[float, ...]]]:
+    """A body as (shape, half size, offset) parts: a box with a top, an upright or a lying figure, or a cut-out."""
     a, b, c = scale * rng.uniform(0.6, 1.2), scale * rng.uniform(0.6, 1.2), scale * rng.uniform(0.5, 1)
     kind = rng.integers(0, 4)
-    if kind == 0:
-        return "vehicle", [(BOX, (1.5 * a, 0.5 * b, c), (0., 0., 0.)),
-                           (BOX, (0.8 * a, 0.4 * b, 0.8 * c), (0., -0.8 * b, 0.))]
-    if kind == 1:
+    if kind == 0:  # vehicle
+        return [(BOX, (1.5 * a, 0.5 * b, c), (0., 0., 0.)), (BOX, (0.8 * a, 0.4 * b, 0.8 * c), (0., -0.8 * b, 0.))]
+    if kind == 1:  # upright figure
         head = 0.4 * a
-        return "figure", [(ELLIPSOID, (0.6 * a, 1.4 * b, 0.5 * c), (0., 0., 0.)),
+        return [(ELLIPSOID, (0.6 * a, 1.4 * b, 0.5 * c), (0., 0., 0.)),
                 (ELLIPSOID, (head, head, head), (0., -1.4 * b - 0.7 * head, 0.))]
-    if kind == 2:
+    if kind == 2:  # animal
         head = 0.5 * b
-        return "animal", [(ELLIPSOID, (1.4 * a, 0.6 * b, 0.6 * c), (0., 0., 0.)),
+        return [(ELLIPSOID, (1.4 * a, 0.6 * b, 0.6 * c), (0., 0., 0.)),
                 (ELLIPSOID, (head, head, head), (1.4 * a, -0.5 * b, 0.)),
                 (BOX, (1.0 * a, 0.4 * b, 0.3 * c), (0., 0.8 * b, 0.))]
-    return "cut-out", [(CARD, (1.3 * a, 1.3 * b, 0.), (0., 0., 0.))]
+    return [(CARD, (1.3 * a, 1.3 * b, 0.), (0., 0., 0.))]
 
 
 def _path(kind: str, z: float, reach: float, n_frames: int, rng: np.random.Generator) -> Tensor:
@@ -247,13 +235,17 @@ def _enlarged(textures: str | Path | None, number: int) -> Tensor:
     return geometry.resize(photograph[None], tuple(max(side, round(n * scale)) for n in photograph.shape[1:]))[0]
 
 
-def _texture(textures: str | Path | None, plain: float, rng: np.random.Generator) -> Tensor:
-    """A texture (3, 256, 256): a random crop of a photograph with a random tint and contrast, of some nearly none."""
+def _texture(textures: str | Path | None, rng: np.random.Generator) -> Tensor:
+    """A texture (3, 256, 256): a random crop of a photograph with a random tint and contrast.
+
+    A third of them are nearly plain, as walls, roads and skies are: what learns from scenes must also meet places
+    where nothing can be matched.
+    """
     side = raycast.TEXTURE_SIZE
     photograph = _enlarged(textures, int(rng.integers(3 * len(photographs(textures)))))
     top, left = (int(rng.integers(0, n - side + 1)) for n in photograph.shape[1:])
     tint = torch.tensor(rng.uniform(0.55, 1.25, 3), dtype=torch.float32)[:, None, None]
-    contrast = rng.uniform(0.01, 0.2) if rng.random() < plain else rng.uniform(0.4, 1.2)
+    contrast = rng.uniform(0.01, 0.2) if rng.random() < 0.35 else rng.uniform(0.4, 1.2)
     base = torch.tensor(rng.uniform(0.15, 0.7) + rng.normal(0, 0.06, 3), dtype=torch.float32)[:, None, None]
     crop = photograph[:, top:top + side, left:left + side]
     return ((crop - 0.5) * (contrast * tint) + base).clamp(0, 1)

@@ -1,11 +1,11 @@
-"""How the embedding network learns which superpixels show the same sort of thing, from pairs of them within a picture.
+"""How the embedding network learns which superpixels are of one thing, from pairs of them within a picture.
 
 What is compared is the recipe's choice: means over classical superpixels, as published; means over those of an SSN that
 learns along with the network; or single pixels, drawn at random, which is what superpixels are there to replace.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,15 @@ from diffslic.softseg import EmbeddingConfig, EmbeddingNet, n_pair_loss, pool, s
 from diffslic.superpixels import SSN, classical_slic, label_reconstruction
 
 COMPARED = ("slic", "ssn", "pixels")
-CROP = (240, 320)  # whole scenes: where in a picture a thing lies tells what it is
+CROP = (240, 320)  # a whole scene: things that are apart must be compared too
 PIXELS_EACH = 160  # of a superpixel: about 480 in a crop
 STRIDES = (2, 2, 4)  # of the network's blocks
-CARD = {"what": "Vectors of pixels, by which superpixels that show the same sort of thing can be told (Verma, Nagar "
-                "and Raman 2019)."}
+CARD = {"what": "Vectors of pixels, by which superpixels of one thing can be told (Verma, Nagar and Raman 2019)."}
 ON_A_GPU = ("diffslic train softseg --out runs/softseg {data} --compared {compared} --widths 64,128,256 --steps 40000 "
             "--batch-size 16 --workers 12 --device cuda")
 DATA_ON_A_GPU = {"scenes": "--n-scenes 2000", "bsds500": "--dataset bsds500 --root BSDS500",
                  "ade20k": "--dataset ade20k --root ADEChallengeData2016"}
-LIMITS = {"scenes": "It knows the things of procedural scenes, with the textures of scikit-image's photographs.",
+LIMITS = {"scenes": "It knows the textures of scikit-image's photographs on flat and round surfaces.",
           "bsds500": "It has learned what people outline in two hundred photographs: it tells textures and colours "
                      "rather than sorts of things.",
           "ade20k": "It knows photographs of places; a single thing close to the camera is new to it."}
@@ -186,39 +185,32 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     return fit
 
 
-def prepare(dataset: str, root: str | Path | None = None, *, n_scenes: int = 160, truth: str = "classes",
+def prepare(dataset: str, root: str | Path | None = None, *, n_scenes: int = 160,
             device: str = "cpu") -> tuple[list[Clip], list[Clip]]:
     """Clips to train and to validate on, whose segments are what is to be told apart.
 
     Args:
-        dataset: "scenes"; "bsds500", its development split; or "ade20k", its official one.
+        dataset: "scenes", every surface a segment of its own; "bsds500", its development split with what people
+            outlined; or "ade20k", its official split with classes as segments.
         root: of BSDS500 or ADE20K. n_scenes: to train on, two frames of each.
-        truth: of scenes, "classes" (sorts of things) or "segments" (every surface); BSDS500 has segments, ADE20K
-            classes.
         device: where scenes are drawn.
 
     Raises:
-        ValueError: another dataset or truth, no root. FileNotFoundError: something is not where the layout has it.
+        ValueError: another dataset, no root. FileNotFoundError: something is not where the layout has it.
     """
-    if truth not in ("classes", "segments"):
-        raise ValueError(f"truth must be classes or segments, got {truth!r}")
     if dataset not in LIMITS:
         raise ValueError(f"dataset must be one of {', '.join(LIMITS)}, got {dataset!r}")
     if dataset != "ade20k":
-        clips, validation = ssn_recipe.prepare(dataset, root, n_scenes=n_scenes, device=device)
-        return (clips, validation) if dataset == "bsds500" or truth == "segments" else (_by_class(clips),
-                                                                                         _by_class(validation))
+        return ssn_recipe.prepare(dataset, root, n_scenes=n_scenes, device=device)
     if root is None:
         raise ValueError("ade20k needs root=..., its folder on disk (see data/README.md)")
-    clips, validation = (datasets.open("ade20k", root=root, split=split) for split in ("training", "validation"))
-    return _by_class(map(_large_enough, clips)), _by_class(map(_large_enough, validation))
+    clips, validation = ([_by_class(clip) for clip in datasets.open("ade20k", root=root, split=split)]
+                         for split in ("training", "validation"))
+    return clips, validation
 
 
-def _large_enough(clip: Clip) -> Clip:
-    """The photograph as small as it can be for a crop."""
+def _by_class(clip: Clip) -> Clip:
+    """A photograph as small as it can be for a crop, with its classes as segments."""
     rows, columns = clip.size
-    return clip.resized(max(CROP[0], math.ceil(CROP[1] * rows / columns)))
-
-
-def _by_class(clips: Iterable[Clip]) -> list[Clip]:
-    return [clip.with_readers(segments=clip.readers["classes"]) for clip in clips]
+    clip = clip.resized(max(CROP[0], math.ceil(CROP[1] * rows / columns)))
+    return clip.with_readers(segments=clip.readers["classes"])

@@ -6,6 +6,8 @@ Lischinski and Weiss, PAMI 2008, equation 12). Refining is to minimise alpha^T L
 linear system for each segment. As L takes a constant to zero, solutions for segments that sum to one sum to one.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -77,8 +79,13 @@ def _sparse(stencil: Tensor) -> Tensor:
     inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None]
     others = rows[:, None, :, None] * width + columns[:, None]                        # (H, W, 5, 5)
     ends = inside.flatten(2).sum(2).flatten().cumsum(0)
-    return torch.sparse_csr_tensor(torch.cat([ends.new_zeros(1), ends]), others[inside],
-                                   stencil.permute(2, 3, 0, 1)[inside], (height * width,) * 2)
+    return _csr(torch.cat([ends.new_zeros(1), ends]), others[inside], stencil.permute(2, 3, 0, 1)[inside])
+
+
+def _csr(ends: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """A square matrix by the ends of its rows, without torch's warning that its CSR tensors are in beta state."""
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        return torch.sparse_csr_tensor(ends, columns, values, (len(ends) - 1,) * 2, check_invariants=False)
 
 
 def refine(segments: Tensor, image: Tensor, strength: float = STRENGTH, tolerance: float = TOLERANCE) -> Tensor:
@@ -125,8 +132,7 @@ def _conjugate_gradients(laplacian: Tensor, strength: float, given: Tensor, tole
     values = laplacian.values() + strength * (rows == columns)
     scale = values[rows == columns].rsqrt()
     # Indices of half the length: a step takes as long as reading the matrix does.
-    matrix = torch.sparse_csr_tensor(crow.int(), columns.int(), (scale[rows] * values * scale[columns]).float(),
-                                     laplacian.shape)
+    matrix = _csr(crow.int(), columns.int(), (scale[rows] * values * scale[columns]).float())
     scale = scale[:, None].float()
     x, wanted = given / scale, strength * scale * given
     residual = wanted - matrix @ x

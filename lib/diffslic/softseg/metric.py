@@ -78,7 +78,8 @@ def pool(values: Tensor, superpixels: Tensor, count: int | None = None) -> Tenso
     indices = torch.stack([pairs // (batch * cells[0] * cells[1]), pairs % (batch * cells[0] * cells[1])])
     area = torch.bincount(each.flatten(), minlength=batch * count)
     share = shared.to(values.dtype) / area[indices[0]].to(values.dtype)
-    matrix = torch.sparse_coo_tensor(indices, share, (batch * count, batch * cells[0] * cells[1]), is_coalesced=True)
+    matrix = torch.sparse_coo_tensor(indices, share, (batch * count, batch * cells[0] * cells[1]), is_coalesced=True,
+                                     check_invariants=False)
     means = torch.sparse.mm(matrix, values.movedim(1, -1).reshape(-1, channels))
     return means.unflatten(0, (batch, count))
 
