@@ -261,3 +261,12 @@ def test_timelines_have_a_row_of_colours_for_each_object():
     for wrong in ((labels, switches[:2], [1, 5]), (labels, switches, [1])):
         with pytest.raises(ValueError, match="must be"):
             viz.timelines({"a": wrong[:2]}, wrong[2])
+
+
+def test_a_layer_in_other_colours():
+    image, alpha = torch.zeros(3, 4, 6), torch.zeros(4, 6)
+    image[0], alpha[:, 3:], alpha[:, 2] = 1, 1, 0.5
+    turned = viz.recolor(image, alpha, 1 / 3)
+    assert turned[0].tolist() == [[255, 0, 0]] * 2 + [[128, 128, 0]] + [[0, 255, 0]] * 3
+    assert np.array_equal(viz.recolor(image, alpha, 1.0), viz.picture(image))
+    assert viz.recolor(image, alpha, 0, 0)[0, -1].tolist() == [255, 255, 255]

@@ -15,7 +15,14 @@ from ipywidgets.embed import dependency_state, embed_data
 from matplotlib.image import imread
 
 from diffslic import viz, widgets
-from diffslic.widgets import depth_explorer, flow_explorer, frame_player, overlay_explorer, superpixel_explorer
+from diffslic.widgets import (
+    depth_explorer,
+    flow_explorer,
+    frame_player,
+    layer_explorer,
+    overlay_explorer,
+    superpixel_explorer,
+)
 
 FRAMES = [torch.full((3, 24, 40), level) for level in (0.1, 0.5, 0.9)]
 MASKS = [torch.zeros(24, 40, dtype=torch.int64) for _ in FRAMES]
@@ -235,3 +242,18 @@ def test_frames_without_their_masks_scores_or_labels_are_refused() -> None:
         overlay_explorer(FRAMES, [])
     with pytest.raises(ValueError, match="scores must be one for each of the 3 frames, got 1"):
         overlay_explorer(FRAMES, MASKS, scores=[1])
+
+
+def test_layers_are_recoloured_or_shown_alone() -> None:
+    red = torch.tensor([0.8, 0.2, 0.2])[:, None, None].expand(3, 24, 40)
+    alphas = [torch.zeros(24, 40), torch.ones(24, 40)]
+    image, caption, controls = parts(layer_explorer(red, alphas))
+    unchanged = image.value
+    assert "layer 1 has 0.0%" in caption.value
+    controls["layer"].value = 2
+    assert image.value != unchanged and "100.0%" in caption.value
+    controls["show"].value = "alone"
+    controls["layer"].value = 1
+    assert decoded(image).min() > 250  # nothing of it on white
+    with pytest.raises(ValueError, match="one layer at least"):
+        layer_explorer(red, [])

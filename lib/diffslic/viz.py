@@ -10,6 +10,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -195,6 +196,19 @@ def tint(image: Arraylike, weight: Arraylike, pixel: tuple[int, int],
     y, x = pixel
     mixed[max(y - 4, 0):y + 5, x] = mixed[y, max(x - 4, 0):x + 5] = 255
     return mixed
+
+
+def recolor(image: Arraylike, alpha: Arraylike, turn: float, saturation: float = 1.0) -> Picture:
+    """A layer in other colours: hues turned where ``alpha`` (H, W) in [0, 1] is, and as far as it is.
+
+    Args:
+        turn: of the circle of hues, 1 all the way round. saturation: a factor of it, from 0.
+    """
+    base, share = picture(image), np.clip(_numpy(alpha), 0, 1)[..., None]
+    hsv = rgb_to_hsv(base / 255)
+    hsv[..., 0] = (hsv[..., 0] + turn) % 1
+    hsv[..., 1] = np.clip(hsv[..., 1] * saturation, 0, 1)
+    return ((1 - share) * base + share * 255 * hsv_to_rgb(hsv) + 0.5).astype(np.uint8)
 
 
 def dots(image: Arraylike, places: Arraylike, color: tuple[int, int, int] = (255, 0, 160), size: int = 1) -> Picture:

@@ -76,6 +76,35 @@ def overlay_explorer(frames: Sequence[viz.Arraylike], masks: Sequence[viz.Arrayl
                      lambda: f"score {scores[frame.value]:.3f}" if len(scores) else "", [frame, opacity])
 
 
+def layer_explorer(image: viz.Arraylike, alphas: Sequence[viz.Arraylike]) -> ipywidgets.VBox:
+    """The layers of an image one by one: in other colours within the image, or alone on white.
+
+    Args:
+        image: as ``viz.picture`` takes it.
+        alphas: of each layer (H, W) in [0, 1].
+
+    Raises:
+        ValueError: no layer.
+    """
+    if not len(alphas):
+        raise ValueError("there must be one layer at least, got none")
+    layer = ipywidgets.IntSlider(value=1, min=1, max=len(alphas), description="layer")
+    turn = ipywidgets.FloatSlider(value=0.4, min=0, max=1, step=0.02, description="hue")
+    saturation = ipywidgets.FloatSlider(value=1.5, min=0, max=3, step=0.1, description="saturation")
+    view = ipywidgets.Dropdown(options=["recoloured", "alone"], description="show")
+
+    def draw() -> bytes:
+        alpha = np.asarray(alphas[layer.value - 1])
+        if view.value == "recoloured":
+            return _jpeg(viz.recolor(image, alpha, turn.value, saturation.value))
+        return _jpeg((alpha[..., None] * viz.picture(image) + 255 * (1 - alpha[..., None]) + 0.5).astype(np.uint8))
+
+    def text() -> str:
+        return f"layer {layer.value} has {float(np.mean(np.asarray(alphas[layer.value - 1]))):.1%} of the image"
+
+    return _explorer(draw, text, [layer, turn, saturation, view])
+
+
 def flow_explorer(frames: Sequence[viz.Arraylike], flows: Sequence[Tensor],
                   likeness: Callable[[int, int, int], Tensor]) -> ipywidgets.VBox:
     """A frame or its flow, and beside it how alike the next frame is to one pixel.

@@ -9,6 +9,7 @@ from torch import Tensor
 from diffslic import geometry, softseg
 from diffslic.datasets import io
 from diffslic.flow import RAFT
+from diffslic.pipeline.precompute import video_flow
 from diffslic.segmentation import camera_motion
 from diffslic.superpixels import SSN, classical_slic
 from diffslic.training import device_of
@@ -82,8 +83,8 @@ def save_soft_segments(path: str | Path, folder: str | Path, network: softseg.Em
     its share as alpha, and ``<stem>_alphas.npy`` holds the shares themselves, (L, H, W) float32.
 
     Args:
-        following: the file of the frame that follows; what moves is then parted from the rest too, by the flow of
-            ``raft``.
+        following: the file of the frame that follows; what moves is then parted from the rest too, by the polished flow
+            of ``raft``.
         rows: height to which larger images are brought first; None keeps their size.
         network, n_layers, n_spixels, ssn: see :func:`soft_segments`.
 
@@ -97,7 +98,7 @@ def save_soft_segments(path: str | Path, folder: str | Path, network: softseg.Em
             raise ValueError("the frame that follows is compared by RAFT: raft=... is missing")
         after = _read(Path(following), rows, device)
         io.check_size(following, after, tuple(image.shape[1:]), "the frame before")
-        flow = raft(image[None], after[None])[0]
+        flow = next(video_flow(raft, [image, after]))
     try:
         made = soft_segments(image, network, n_layers, n_spixels, flow=flow, ssn=ssn)
     except ValueError as error:

@@ -82,7 +82,7 @@ def spectrum(weights: Tensor, n: int) -> Spectrum:
     if not 1 <= n <= len(weights):
         raise ValueError(f"a graph of {len(weights)} superpixels has from 1 to {len(weights)} of them, got {n}")
     values, vectors = torch.linalg.eigh(normalised_laplacian(weights))
-    values, vectors = values[:n], vectors[:, :n]
+    values, vectors = values[:n].clamp(min=0), vectors[:, :n]  # the least is zero but for rounding
     # Of the two signs that an eigenvector may have, always the one in which its largest entry is positive.
     return Spectrum(values, vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign())
 
