@@ -7,6 +7,7 @@ from diffslic import depth, geometry, pipeline
 from diffslic.datasets import scenes
 from diffslic.flow import RAFT
 from diffslic.segmentation import MotionNet, UNet, UNetConfig, soft_masks
+from diffslic.softseg import EmbeddingNet
 from diffslic.superpixels import SSN
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -103,3 +104,13 @@ def test_soft_masks():
 
     with torch.no_grad():
         assert (masks("cpu") - masks("cuda")).abs().mean() < 1e-2
+
+
+def test_soft_segments():
+    clip = scenes.clips("lab", n_clips=1, n_frames=2, size=SIZE)[0]
+    image, flow = clip.frame(0), clip.flow(0)
+    ours, theirs = (pipeline.soft_segments(image.to(device), EmbeddingNet.from_pretrained("scenes", device), 3, 80,
+                                           flow=flow.to(device)) for device in ("cpu", "cuda"))
+    assert theirs.alphas.is_cuda
+    assert (ours.spectrum.values - theirs.spectrum.values.cpu()).abs().max() < 1e-3
+    assert (ours.alphas - theirs.alphas.cpu()).abs().quantile(0.95) < 0.02

@@ -141,6 +141,13 @@ def test_a_few_steps_of_training(tmp_path, compared):
     assert "ap, Lab" in (tmp_path / "card.md").read_text()
 
 
+@pytest.mark.parametrize("compared", recipe.COMPARED)
+def test_training_in_half_precision(tmp_path, compared):
+    fit = recipe.train(tmp_path, scenes(), scenes(50, 1), compared=compared, widths=(8,) * 3, steps=1, batch_size=1,
+                       device="cpu", workers=0, precision="bf16-mixed", progress=False)
+    assert np.isfinite(fit.history["loss"]).all()
+
+
 def test_superpixels_learn_along_with_the_vectors():
     network = recipe.WithSSN(EmbeddingNet(EmbeddingConfig((8,), (2,), 1, 8)), SSN(SSNConfig(width=8)))
     image, classes = torch.rand(1, 3, 32, 32), (torch.arange(32) // 11).expand(1, 32, -1)

@@ -20,7 +20,7 @@ def test_scenes_are_opened_without_a_root():
 
 
 def test_unknown_dataset_option_and_missing_root(tmp_path):
-    known = "scenes, davis2016, davis2017, tartanair, airsim, bsds500, flyingchairs, sintel, kitti, folder"
+    known = "scenes, davis2016, davis2017, tartanair, airsim, bsds500, ade20k, flyingchairs, sintel, kitti, folder"
     with pytest.raises(ValueError, match=f"unknown dataset 'davis', known are {known}"):
         datasets.open("davis", root=tmp_path)
     with pytest.raises(ValueError, match="dataset 'folder' has no option 'size', it has root, resolution"):

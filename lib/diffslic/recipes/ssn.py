@@ -75,16 +75,16 @@ class Crops:
         batch_size: crops per batch.
         seed: of everything random.
         flow: also give the flow there and back.
-        size: rows and columns of a crop.
+        size: rows and columns of a crop, by default :data:`CROP`.
         upside_down: mirror half of them from top to bottom too, where up and down do not matter.
         superpixel_size: also give classical superpixels of about so many pixels, found once in each picture.
     """
 
     def __init__(self, clips: Sequence[Clip], batch_size: int, seed: int, flow: bool = False,
-                 size: tuple[int, int] = CROP, upside_down: bool = True, superpixel_size: int | None = None) -> None:
+                 size: tuple[int, int] | None = None, upside_down: bool = True, superpixel_size: int | None = None) -> None:
         if not clips or batch_size < 1:
             raise ValueError(f"training needs a clip and a batch_size from 1, got {len(clips)} clips and {batch_size}")
-        self.batch_size, self.seed, self.size, self.upside_down = batch_size, seed, size, upside_down
+        self.batch_size, self.seed, self.size, self.upside_down = batch_size, seed, size or CROP, upside_down
         self.frames = [(i, t) for i, clip in enumerate(clips) for t in range(len(clip))]
         clips = list(clips)
         bytes_each = 13 * max(clip.size[0] * clip.size[1] for clip in clips)  # colour, and flow or five annotators

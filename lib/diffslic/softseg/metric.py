@@ -15,8 +15,15 @@ FARTHEST = 50.0  # squared distances count no further: neither do far outliers o
 
 def squared_distances(vectors: Tensor) -> Tensor:
     """(B, S, S) between all vectors (B, S, C) of an image."""
-    squares = vectors.square().sum(-1)
-    return (squares[:, :, None] + squares[:, None] - 2 * vectors @ vectors.mT).clamp(min=0)
+    vectors = _whole(vectors)
+    with torch.autocast(vectors.device.type, enabled=False):
+        squares = vectors.square().sum(-1)
+        return (squares[:, :, None] + squares[:, None] - 2 * vectors @ vectors.mT).clamp(min=0)
+
+
+def _whole(values: Tensor) -> Tensor:
+    """In single precision at least: differences of squares and means of many pixels need more digits than half has."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 def n_pair_loss(vectors: Tensor, classes: Tensor, ignore: int = 255) -> Tensor:
@@ -68,7 +75,7 @@ def pool(values: Tensor, superpixels: Tensor, count: int | None = None) -> Tenso
         raise ValueError(f"values must be (B, C, h, w) and superpixels (B, H, W) of that size or larger, got "
                          f"{tuple(values.shape)} and {tuple(superpixels.shape)}")
     count = int(superpixels.max()) + 1 if count is None else count
-    device = values.device
+    values, device = _whole(values), values.device
     row = torch.arange(height, device=device) * cells[0] // height
     column = torch.arange(width, device=device) * cells[1] // width
     image = torch.arange(batch, device=device)[:, None, None]
@@ -80,7 +87,8 @@ def pool(values: Tensor, superpixels: Tensor, count: int | None = None) -> Tenso
     share = shared.to(values.dtype) / area[indices[0]].to(values.dtype)
     matrix = torch.sparse_coo_tensor(indices, share, (batch * count, batch * cells[0] * cells[1]), is_coalesced=True,
                                      check_invariants=False)
-    means = torch.sparse.mm(matrix, values.movedim(1, -1).reshape(-1, channels))
+    with torch.autocast(device.type, enabled=False):
+        means = torch.sparse.mm(matrix, values.movedim(1, -1).reshape(-1, channels))
     return means.unflatten(0, (batch, count))
 
 
