@@ -21,7 +21,7 @@ from diffslic import datasets
 from diffslic.recipes import softseg as recipe
 from diffslic.recipes.ssn import PRESETS
 from diffslic.softseg import EmbeddingConfig, EmbeddingNet
-from diffslic.superpixels import SSN
+from diffslic.superpixels import SSN, classical_slic
 from measuring import peak_growth
 
 N_TRAIN, N_JUDGE = 160, 24
@@ -87,6 +87,10 @@ def main() -> None:
         for number in range(-(-len(samples[compared].frames) // BATCH)):  # an epoch: every picture is kept from then on
             samples[compared](number)
         print(f"{compared}: {len(samples[compared].frames)} pictures read in {time.perf_counter() - started:.0f} s")
+    image, started = clips[0].frame(0), time.perf_counter()
+    for _ in range(10):
+        classical_slic(image, recipe.n_spixels(image))
+    print(f"superpixels cost {(time.perf_counter() - started) / 10:.3f} s a picture, once: no step pays for them")
     lab = judge(rgb_to_lab)
     print(f"{'Lab':8} ap {lab['ap']:.4f}, map {lab['map']:.4f}; chance {lab['chance']:.3f}")
     runs: dict[str, list[Run]] = {compared: [] for compared in kinds}
@@ -97,8 +101,10 @@ def main() -> None:
             how = (compared, samples[compared], judge, options.seconds, seed, queue)
             process = context.Process(target=work, args=how)
             process.start()
-            run = queue.get()
             process.join()
+            if process.exitcode:
+                raise SystemExit(f"{compared}, seed {seed}: the training ended with {process.exitcode}")
+            run = queue.get()
             runs[compared].append(run)
             print(f"{compared:8} seed {seed}: ap {run.ap:.4f}, map {run.map:.4f}, {run.steps} steps, "
                   f"{options.seconds / run.steps:.3f} s and {run.megabytes:.0f} MB a step", flush=True)

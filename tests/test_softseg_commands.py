@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffslic import datasets, metrics, pipeline, softseg
+from diffslic import datasets, geometry, metrics, pipeline, softseg
 from diffslic.datasets import io
 from diffslic.flow import RAFT, RAFTConfig
 from diffslic.recipes import softseg as recipe
@@ -83,9 +83,19 @@ def test_an_image_smaller_than_its_superpixels_has_fewer(net, size):
     assert made.alphas.shape == (1, *size) and torch.allclose(made.alphas, torch.ones(1, *size))
 
 
+def test_a_small_image_of_two_colours_has_two_layers(net):
+    made, truth = pipeline.soft_segments(halves(8, 16), net, 2), (torch.arange(16) >= 8).long().expand(8, -1)
+    assert len(made.vectors) <= 8
+    assert min(metrics.best_iou(made.alphas.argmax(0) + 1, truth + 1).values()) == 1
+
+
 def test_more_layers_than_superpixels_and_other_flow_are_refused(net):
-    with pytest.raises(ValueError, match="superpixels has from 1 to"):
+    with pytest.raises(ValueError, match="superpixels make from 1 to . layers, got n_layers = 100"):
         pipeline.soft_segments(torch.rand(3, 12, 12), net, 100)
+    with pytest.raises(ValueError, match="n_spixels must be from 1 to 4000, got 0"):
+        pipeline.soft_segments(torch.rand(3, 12, 12), net, 1, 0)
+    with pytest.raises(ValueError, match=r"image must be \(3, H, W\)"):
+        pipeline.soft_segments(torch.rand(1, 3, 12, 12), net, 1)
     with pytest.raises(ValueError, match="flow must be"):
         pipeline.soft_segments(halves(), net, 2, flow=torch.zeros(2, 8, 8))
 
@@ -101,12 +111,23 @@ def test_the_command_writes_pictures_and_layers(run, files):
     assert alphas.shape == (3, *SIZE) and np.allclose(alphas.sum(0), 1, atol=1e-6)
     layer = np.asarray(Image.open(out / "0_layer2.png"))
     assert layer.shape == (*SIZE, 4) and np.abs(layer[..., 3] / 255 - alphas[1]).max() < 0.01
+    run("softseg", files / "0.png", "--out", out, "--weights", files / "net.safetensors", "--layers", "2")
+    assert not (out / "0_layer3.png").exists() and (out / "0_layer2.png").exists()  # none of the run before
 
 
 def test_the_command_takes_the_frame_that_follows_and_a_smaller_size(run, files):
     run("softseg", files / "0.png", "--next", files / "1.png", "--out", files / "out", "--rows", "24", "--layers", "2",
         "--weights", files / "net.safetensors", "--raft", files / "raft.safetensors")
-    assert np.load(files / "out/0_alphas.npy").shape == (2, 24, 32)
+    moved = np.load(files / "out/0_alphas.npy")
+    assert moved.shape == (2, 24, 32)
+    options = "--out", files / "out", "--rows", "24", "--layers", "2", "--weights", files / "net.safetensors"
+    run("softseg", files / "0.png", *options)
+    alone = np.load(files / "out/0_alphas.npy")
+    assert np.abs(moved - alone).max() > 0.01
+    SSN(SSNConfig("pix")).save(files / "ssn.safetensors")
+    figures = run("softseg", files / "0.png", *options, "--ssn", files / "ssn.safetensors")
+    image = geometry.resize(io.read_image(files / "0.png")[None], (24, 32)).clamp(0, 1)
+    assert figures["superpixels"] == int(SSN(SSNConfig("pix")).eval().segment(image, 24 * 32 // 16).max()) + 1
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -200,3 +221,14 @@ def test_the_same_clip_in_both_parts_and_something_else_to_compare_are_refused(t
         recipe.train(tmp_path, scenes(), scenes())
     with pytest.raises(ValueError, match="compared must be one of slic, ssn, pixels"):
         recipe.train(tmp_path, scenes(), scenes(9), compared="crumbs")
+    with pytest.raises(ValueError, match="dataset must be one of scenes"):
+        recipe.train(tmp_path, scenes(), scenes(9), dataset="mine")
+
+
+def test_frames_that_nobody_labelled_cannot_judge():
+    with pytest.raises(ValueError, match="no clip to judge by"):
+        recipe.Judge([])
+    unlabelled = [clip.with_readers(segments=lambda t: torch.full(SIZE, 255)) for clip in scenes()]
+    with pytest.raises(ValueError, match="are they labelled"):
+        recipe.Judge(unlabelled)
+    assert recipe.Judge([*unlabelled, *scenes()])(lambda x: x)["ap"] > 0

@@ -270,3 +270,5 @@ def test_a_layer_in_other_colours():
     assert turned[0].tolist() == [[255, 0, 0]] * 2 + [[128, 128, 0]] + [[0, 255, 0]] * 3
     assert np.array_equal(viz.recolor(image, alpha, 1.0), viz.picture(image))
     assert viz.recolor(image, alpha, 0, 0)[0, -1].tolist() == [255, 255, 255]
+    with pytest.raises(ValueError, match=r"alpha must be of the image's \(4, 6\), got \(4, 5\)"):
+        viz.recolor(image, alpha[:, 1:], 0.5)

@@ -246,7 +246,7 @@ def test_frames_without_their_masks_scores_or_labels_are_refused() -> None:
 
 def test_layers_are_recoloured_or_shown_alone() -> None:
     red = torch.tensor([0.8, 0.2, 0.2])[:, None, None].expand(3, 24, 40)
-    alphas = [torch.zeros(24, 40), torch.ones(24, 40)]
+    alphas = [torch.zeros(24, 40), torch.ones(24, 40, requires_grad=True)]
     image, caption, controls = parts(layer_explorer(red, alphas))
     unchanged = image.value
     assert "layer 1 has 0.0%" in caption.value
@@ -257,3 +257,5 @@ def test_layers_are_recoloured_or_shown_alone() -> None:
     assert decoded(image).min() > 250  # nothing of it on white
     with pytest.raises(ValueError, match="one layer at least"):
         layer_explorer(red, [])
+    with pytest.raises(ValueError, match=r"\(H, W\) each"):
+        layer_explorer(red, alphas[0])

@@ -205,6 +205,8 @@ def recolor(image: Arraylike, alpha: Arraylike, turn: float, saturation: float =
         turn: of the circle of hues, 1 all the way round. saturation: a factor of it, from 0.
     """
     base, share = picture(image), np.clip(_numpy(alpha), 0, 1)[..., None]
+    if share.shape != (*base.shape[:2], 1):
+        raise ValueError(f"alpha must be of the image's {base.shape[:2]}, got {share.shape[:-1]}")
     hsv = rgb_to_hsv(base / 255)
     hsv[..., 0] = (hsv[..., 0] + turn) % 1
     hsv[..., 1] = np.clip(hsv[..., 1] * saturation, 0, 1)

@@ -86,21 +86,22 @@ def layer_explorer(image: viz.Arraylike, alphas: Sequence[viz.Arraylike]) -> ipy
     Raises:
         ValueError: no layer.
     """
-    if not len(alphas):
-        raise ValueError("there must be one layer at least, got none")
+    if not len(alphas) or alphas[0].ndim != 2:
+        raise ValueError("alphas must be those of one layer at least, (H, W) each")
+    shares = [np.asarray(alpha.detach().cpu() if isinstance(alpha, Tensor) else alpha) for alpha in alphas]
     layer = ipywidgets.IntSlider(value=1, min=1, max=len(alphas), description="layer")
     turn = ipywidgets.FloatSlider(value=0.4, min=0, max=1, step=0.02, description="hue")
     saturation = ipywidgets.FloatSlider(value=1.5, min=0, max=3, step=0.1, description="saturation")
     view = ipywidgets.Dropdown(options=["recoloured", "alone"], description="show")
 
     def draw() -> bytes:
-        alpha = np.asarray(alphas[layer.value - 1])
+        alpha = shares[layer.value - 1]
         if view.value == "recoloured":
             return _jpeg(viz.recolor(image, alpha, turn.value, saturation.value))
         return _jpeg((alpha[..., None] * viz.picture(image) + 255 * (1 - alpha[..., None]) + 0.5).astype(np.uint8))
 
     def text() -> str:
-        return f"layer {layer.value} has {float(np.mean(np.asarray(alphas[layer.value - 1]))):.1%} of the image"
+        return f"layer {layer.value} has {float(shares[layer.value - 1].mean()):.1%} of the image"
 
     return _explorer(draw, text, [layer, turn, saturation, view])
 

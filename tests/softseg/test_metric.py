@@ -89,6 +89,8 @@ def test_classes_go_by_the_vote_of_pixels():
     (lambda: softseg.n_pair_loss(torch.rand(1, 2, 3), torch.zeros(1, 3)), "vectors must be"),
     (lambda: softseg.pool(torch.rand(1, 2, 8, 8), torch.zeros(1, 4, 4, dtype=torch.int64)), "or larger"),
     (lambda: softseg.pool(torch.rand(2, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)), "or larger"),
+    (lambda: softseg.pool(torch.rand(1, 2, 4, 4), torch.full((1, 4, 4), 3), 3), "from 0 to 3 - 1, got 3 to 3"),
+    (lambda: softseg.pool(torch.rand(1, 2, 4, 4), torch.full((1, 4, 4), -1)), "from 0 to S - 1, got -1"),
     (lambda: softseg.superpixel_classes(torch.zeros(1, 4, 4), torch.zeros(1, 4, 5)), "must be")])
 def test_nonsense_is_refused(call, message):
     with pytest.raises(ValueError, match=message):

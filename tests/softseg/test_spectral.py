@@ -28,6 +28,8 @@ def test_superpixels_further_apart_than_the_radius_are_not_joined():
     assert softseg.affinity(vectors, centres, 1.5).tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
     with pytest.raises(ValueError, match="centres=... is missing"):
         softseg.affinity(vectors, None, 1.5)
+    with pytest.raises(ValueError, match="radius must be above 0"):
+        softseg.affinity(vectors, centres, 0.0)
 
 
 def test_the_laplacian_of_a_known_graph():
@@ -49,6 +51,8 @@ def test_an_isolated_node_has_a_row_of_its_own_and_belongs_nowhere():
     assert torch.isfinite(spectrum.vectors).all() and spectrum.values[0].abs() < 1e-12
     shares = softseg.soft_assignment(spectrum.vectors, 2)
     assert torch.allclose(shares.sum(1), torch.ones(4, dtype=torch.float64))
+    more = softseg.spectrum(weights, 3)  # of the eigenvalues 0, 1, 1, 2
+    assert more.values[1:].tolist() == pytest.approx([1, 1])
 
 
 def test_heaps_become_segments_the_largest_first():
@@ -84,7 +88,7 @@ def test_as_many_segments_as_superpixels_and_equal_vectors():
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: softseg.spectrum(torch.zeros(3, 3), 4), "graph of 3 superpixels has from 1 to 3"),
+    (lambda: softseg.spectrum(torch.zeros(3, 3), 4), "graph of 3 nodes has as many eigenvectors, got n = 4"),
     (lambda: softseg.soft_assignment(torch.rand(3, 2), 4), "3 superpixels make from 1 to 3 segments, got 4"),
     (lambda: softseg.soft_assignment(torch.rand(3, 2), 2, 0.0), "softness must be above 0"),
     (lambda: softseg.normalised_laplacian(torch.rand(3, 4)), "symmetric"),

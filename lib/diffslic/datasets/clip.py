@@ -141,15 +141,15 @@ class Clip:
     def resized(self, rows: int) -> "Clip":
         """The same clip with so many rows, from 1, columns in proportion.
 
-        Frames, labels, classes and intrinsics are resized, and nothing else is: a cache is of one size and goes by its
-        folder.
+        Frames, intrinsics and all kinds of labels are resized, and nothing else is: a cache is of one size and goes by
+        its folder.
         """
         if rows < 1:
             raise ValueError(f"a clip has at least one row, got {rows}")
         size = (rows, max(1, round(self.size[1] * rows / self.size[0])))
         readers: dict[str, Reader] = {"frame": partial(_resized_frame, self, size)}
-        readers |= {kind: partial(_resized_labels, self, kind, size) for kind in ("labels", "classes")
-                    if self.has(kind)}
+        readers |= {kind: partial(_resized_labels, self, kind, size)
+                    for kind in ("labels", "segments", "classes", "annotations") if self.has(kind)}
         known = self.intrinsics_
         intrinsics = None if known is None else resize_intrinsics(known, self.size, size)
         return replace(self, size=size, readers=readers, intrinsics_=intrinsics)
@@ -209,7 +209,8 @@ def _resized_frame(clip: Clip, size: tuple[int, int], t: int) -> Tensor:
 
 
 def _resized_labels(clip: Clip, kind: str, size: tuple[int, int], t: int) -> Tensor:
-    return resize_labels(clip.readers[kind](t)[None], size)[0]
+    labels = clip.readers[kind](t)
+    return resize_labels(labels.view(-1, *labels.shape[-2:]), size).view(*labels.shape[:-2], *size)
 
 
 def _read_later(read: Reader, start: int, t: int) -> Tensor:

@@ -17,6 +17,7 @@ from diffslic.training import device_of
 N_SPIXELS = 500
 N_LAYERS = 5
 LEAST_PIXELS = 16  # of a superpixel: of a small image fewer are made
+MOST_SPIXELS = 4000  # the graph joins all with all, and its eigenvectors cost the cube of their number
 MOTION = 1.0  # pixels by which motions differ that part superpixels as a distance of one between vectors does
 
 
@@ -41,7 +42,8 @@ def soft_segments(image: Tensor, network: softseg.EmbeddingNet, n_layers: int = 
         image: (3, H, W) RGB in [0, 1], on the network's device.
         network: what says which superpixels are alike.
         n_layers: L, at most as many as there are superpixels.
-        n_spixels: about how many superpixels; of a small image fewer.
+        n_spixels: about how many superpixels; of a small image fewer. Of a grainy one classical SLIC makes few: ``ssn``
+            then does better.
         flow: (2, H, W) in pixels. What moves otherwise than the camera makes the frame move is then parted by its
             motion too.
         ssn: takes the superpixels of this network; None, those of classical SLIC.
@@ -51,9 +53,16 @@ def soft_segments(image: Tensor, network: softseg.EmbeddingNet, n_layers: int = 
     Raises:
         ValueError: more layers than superpixels, flow of another size.
     """
-    height, width = image.shape[-2:]
+    if image.ndim != 3:
+        raise ValueError(f"image must be (3, H, W), got {tuple(image.shape)}")
+    if not 1 <= n_spixels <= MOST_SPIXELS:
+        raise ValueError(f"n_spixels must be from 1 to {MOST_SPIXELS}, got {n_spixels}")
+    height, width = image.shape[1:]
     n_spixels = max(1, min(n_spixels, height * width // LEAST_PIXELS))
     superpixels = classical_slic(image, n_spixels) if ssn is None else ssn.segment(image[None], n_spixels)[0]
+    count = int(superpixels.max()) + 1
+    if not 1 <= n_layers <= count:
+        raise ValueError(f"{count} superpixels make from 1 to {count} layers, got n_layers = {n_layers}")
     features = network(image[None])
     vectors = softseg.pool(features, superpixels[None])[0]
     if flow is not None:
@@ -107,6 +116,10 @@ def save_soft_segments(path: str | Path, folder: str | Path, network: softseg.Em
     for number, alpha in enumerate(made.alphas, 1):
         io.write_image(folder / f"{path.stem}_layer{number}.png", torch.cat([image, alpha[None]]))
     io.write_npy(folder / f"{path.stem}_alphas.npy", made.alphas.cpu().numpy())
+    number = n_layers + 1
+    while (old := folder / f"{path.stem}_layer{number}.png").is_file():  # of a run with more layers
+        old.unlink()
+        number += 1
     return made
 
 

@@ -117,12 +117,16 @@ class Judge:
     """
 
     def __init__(self, clips: Sequence[Clip]) -> None:
+        if not clips:
+            raise ValueError("there is no clip to judge by")
         self._frames = []
         for clip in clips:
             image = clip.frame(0)
             superpixels = classical_slic(image, n_spixels(image))[None]
             self._frames.append((image[None], superpixels, superpixel_classes(superpixels, clip.segments(0)[None],
                                                                               ignore=VOID)[0]))
+        if all(len(classes[classes != VOID].unique()) < 2 for *_, classes in self._frames):
+            raise ValueError("no frame to judge by has superpixels of two classes: are they labelled?")
 
     @torch.no_grad()
     def __call__(self, features: Callable[[Tensor], Tensor], device: torch.device | str = "cpu") -> dict[str, float]:
@@ -151,7 +155,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
             "pixels", single ones.
         widths: of the network's blocks; the paper's are 64, 128 and 256, and a quarter as fast.
         ssn: weights that the superpixel network of "ssn" starts from.
-        dataset: what the card says the clips are.
+        dataset: what the clips are of: "scenes", "bsds500" or "ade20k".
         command: what the card says makes these weights again.
 
     Raises:
@@ -159,6 +163,8 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     """
     if compared not in COMPARED:
         raise ValueError(f"compared must be one of {', '.join(COMPARED)}, got {compared!r}")
+    if dataset not in LIMITS:
+        raise ValueError(f"dataset must be one of {', '.join(LIMITS)}, got {dataset!r}")
     check_apart(clips, validation)
     torch.manual_seed(seed)
     config = EmbeddingConfig(widths=tuple(widths), strides=STRIDES)

@@ -38,7 +38,7 @@ CELLS = (16, 160)  # superpixels per crop: between these, the same for all crops
 PRESETS = "lab+street+crowd+static"
 N_SCENES, VALIDATION_SCENES = 160, 16
 TRAINING_SEED, VALIDATION_SEED = 20_000, 900_000  # of scenes
-MEMORY = 250_000_000  # bytes of pictures that are kept at a time: most of those of BSDS500, a part of DAVIS
+MEMORY = 250_000_000  # bytes of pictures that are kept at a time: all scenes, most of BSDS500, a part of DAVIS
 COUNTS, FRAMES = (100, 200, 500), 4  # of the validation: superpixels requested, frames of a video
 ON_A_GPU = ("diffslic train ssn --out runs/ssn {network} {data} --steps 100000 --batch-size 8 --rate 1e-3 --workers 12 "
             "--device cuda")
@@ -81,13 +81,16 @@ class Crops:
     """
 
     def __init__(self, clips: Sequence[Clip], batch_size: int, seed: int, flow: bool = False,
-                 size: tuple[int, int] | None = None, upside_down: bool = True, superpixel_size: int | None = None) -> None:
+                 size: tuple[int, int] | None = None, upside_down: bool = True,
+                 superpixel_size: int | None = None) -> None:
         if not clips or batch_size < 1:
             raise ValueError(f"training needs a clip and a batch_size from 1, got {len(clips)} clips and {batch_size}")
         self.batch_size, self.seed, self.size, self.upside_down = batch_size, seed, size or CROP, upside_down
         self.frames = [(i, t) for i, clip in enumerate(clips) for t in range(len(clip))]
         clips = list(clips)
-        bytes_each = 13 * max(clip.size[0] * clip.size[1] for clip in clips)  # colour, and flow or five annotators
+        # Colour, the segments of one truth or about five annotators, flow both ways, superpixels.
+        each = 3 + (10 if clips[0].has("annotations") else 2) + 8 * flow + 2 * (superpixel_size is not None)
+        bytes_each = each * max(clip.size[0] * clip.size[1] for clip in clips)
         self._read = lru_cache(maxsize=MEMORY // bytes_each)(lambda clip, t: _read_picture(clips[clip], t, flow,
                                                                                               superpixel_size))
 

@@ -74,7 +74,7 @@ def pool(values: Tensor, superpixels: Tensor, count: int | None = None) -> Tenso
     if values.ndim != 4 or superpixels.shape[:-2] != (batch,) or cells[0] > height or cells[1] > width:
         raise ValueError(f"values must be (B, C, h, w) and superpixels (B, H, W) of that size or larger, got "
                          f"{tuple(values.shape)} and {tuple(superpixels.shape)}")
-    count = int(superpixels.max()) + 1 if count is None else count
+    count = _count(superpixels, count)
     values, device = _whole(values), values.device
     row = torch.arange(height, device=device) * cells[0] // height
     column = torch.arange(width, device=device) * cells[1] // width
@@ -92,6 +92,13 @@ def pool(values: Tensor, superpixels: Tensor, count: int | None = None) -> Tenso
     return means.unflatten(0, (batch, count))
 
 
+def _count(superpixels: Tensor, count: int | None) -> int:
+    low, high = (int(value) for value in superpixels.aminmax())
+    if low < 0 or (count is not None and high >= count):
+        raise ValueError(f"superpixels must be from 0 to {'S' if count is None else count} - 1, got {low} to {high}")
+    return high + 1 if count is None else count
+
+
 def superpixel_classes(superpixels: Tensor, labels: Tensor, count: int | None = None, ignore: int = 255) -> Tensor:
     """The class that most pixels of a superpixel have.
 
@@ -106,8 +113,7 @@ def superpixel_classes(superpixels: Tensor, labels: Tensor, count: int | None = 
     if superpixels.shape != labels.shape or labels.ndim != 3:
         raise ValueError(f"superpixels and labels must be (B, H, W), got {tuple(superpixels.shape)} and "
                          f"{tuple(labels.shape)}")
-    batch = len(labels)
-    count = int(superpixels.max()) + 1 if count is None else count
+    batch, count = len(labels), _count(superpixels, count)
     names, numbers = labels.unique(return_inverse=True)  # few of many possible ones
     rows = superpixels + count * torch.arange(batch, device=labels.device)[:, None, None]
     votes = torch.bincount((rows * len(names) + numbers).flatten(), minlength=batch * count * len(names))

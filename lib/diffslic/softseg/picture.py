@@ -27,6 +27,8 @@ def feature_picture(vectors: Tensor, image: Tensor) -> Tensor:
     if vectors.ndim != 3 or len(vectors) < 3 or vectors.shape[1:] != image.shape[1:]:
         raise ValueError(f"vectors must be (C, H, W) of the image's {tuple(image.shape[1:])} with 3 channels or more, "
                          f"got {tuple(vectors.shape)}")
+    if not torch.isfinite(vectors).all():
+        raise ValueError("vectors must be finite, got NaN or infinity")
     pixels = vectors.flatten(1).double()
     pixels = pixels - pixels.mean(1, keepdim=True)
     directions = torch.linalg.eigh(pixels @ pixels.T).eigenvectors[:, -3:].flip(1)               # (C, 3)

@@ -23,7 +23,7 @@ class Spectrum(NamedTuple):
     """The n smoothest functions on a graph of S superpixels."""
 
     values: Tensor  # (n,) float64 eigenvalues of the normalised Laplacian, in [0, 2], rising
-    vectors: Tensor  # (S, n) float64 eigenvectors, of length one; 0 at an isolated superpixel
+    vectors: Tensor  # (S, n) float64 eigenvectors of length one; an isolated node has one of its own, of eigenvalue 1
 
 
 def affinity(vectors: Tensor, centres: Tensor | None = None, radius: float | None = None) -> Tensor:
@@ -41,8 +41,10 @@ def affinity(vectors: Tensor, centres: Tensor | None = None, radius: float | Non
         (S, S) float64 in [0, 1], symmetric, 0 on the diagonal.
 
     Raises:
-        ValueError: a radius and no places.
+        ValueError: a radius and no places, or not above 0.
     """
+    if radius is not None and not radius > 0:
+        raise ValueError(f"radius must be above 0, got {radius}")
     if radius is not None and centres is None:
         raise ValueError("a radius is between places: centres=... is missing")
     weights = 2 * torch.sigmoid(-squared_distances(vectors[None].double())[0])
@@ -80,7 +82,7 @@ def spectrum(weights: Tensor, n: int) -> Spectrum:
         ValueError: more functions than superpixels.
     """
     if not 1 <= n <= len(weights):
-        raise ValueError(f"a graph of {len(weights)} superpixels has from 1 to {len(weights)} of them, got {n}")
+        raise ValueError(f"a graph of {len(weights)} nodes has as many eigenvectors, got n = {n}")
     values, vectors = torch.linalg.eigh(normalised_laplacian(weights))
     values, vectors = values[:n].clamp(min=0), vectors[:, :n]  # the least is zero but for rounding
     # Of the two signs that an eigenvector may have, always the one in which its largest entry is positive.

@@ -12,7 +12,7 @@ def classical_slic(image: Tensor, n_spixels: int) -> Tensor:
 
     Args:
         image: (3, H, W) RGB in [0, 1].
-        n_spixels: about how many; what comes is often less.
+        n_spixels: about how many. What comes is less, and of a grainy image, where small pieces are joined, far less.
 
     Returns:
         (H, W) int64 from 0.
