@@ -73,6 +73,19 @@ def test_with_readers_adds_and_replaces_without_touching_the_first():
     assert other.has("labels") and not clip.has("labels")
 
 
+def test_all_kinds_of_labels_are_resized_by_nearest():
+    blocks = torch.arange(24).view(4, 6)
+    readers = {kind: lambda t: blocks for kind in ("labels", "segments", "classes")}
+    readers["annotations"] = lambda t: torch.stack([blocks, blocks + 1])
+    clip = Clip("a", (4, 6), {**_clip().readers, **readers}, 5)
+    large = clip.resized(8)
+    expected = blocks.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    for kind in ("labels", "segments", "classes"):
+        assert torch.equal(getattr(large, kind)(0), expected)
+    assert torch.equal(large.annotations(0), torch.stack([expected, expected + 1]))
+    assert large.size == (8, 12) and not large.has("flow")
+
+
 def test_frame_names_default_to_five_digits():
     assert _clip().frame_name(3) == "00003"
 

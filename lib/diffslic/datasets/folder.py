@@ -111,7 +111,8 @@ def given_masks(folder: str | Path, clip: Clip) -> dict[int, Tensor]:
     """
     folder, names = Path(folder), {clip.frame_name(t): t for t in range(len(clip))}
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder, expected masks of frames, such as {clip.frame_name(0)}.png")
+        raise FileNotFoundError(f"{folder}: {'a file' if folder.exists() else 'no such folder'}, expected a folder with "
+                                f"masks of frames, such as {clip.frame_name(0)}.png")
     paths = {names[path.stem]: path for path in image_files(folder) if path.stem in names}
     if not paths:
         raise FileNotFoundError(f"{folder}: no mask of a frame of clip {clip.name!r}, such as {clip.frame_name(0)}.png")
