@@ -60,8 +60,9 @@ def test_given_objects_in_the_official_layout(run, fails, tmp_path):
     assert "in our own layout" in fails(*command, "--out", tmp_path / "old")
     io.write_image(tmp_path / "frames" / clip.name / "00001.jpg", clip.frame(1))
     assert "would be taken for frames" in fails(*command, "--out", tmp_path / "frames")
-    assert "00000.png: a file, expected a folder" in fails(
-        "segment", tmp_path / "davis/JPEGImages/480p" / clip.name, "--given", masks / "00000.png", "--out", tmp_path / "x")
+    frames = tmp_path / "davis/JPEGImages/480p" / clip.name
+    assert "00000.png: a file, expected a folder" in fails("segment", frames, "--given", masks / "00000.png",
+                                                           "--out", tmp_path / "x")
     assert "in the official layout" in fails(*command[:-1], "--out", tmp_path / "out")
     whole = files[3].read_bytes()
     files[3].unlink()                               # a stopped run goes on

@@ -111,8 +111,9 @@ def given_masks(folder: str | Path, clip: Clip) -> dict[int, Tensor]:
     """
     folder, names = Path(folder), {clip.frame_name(t): t for t in range(len(clip))}
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: {'a file' if folder.exists() else 'no such folder'}, expected a folder with "
-                                f"masks of frames, such as {clip.frame_name(0)}.png")
+        what = "a file" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"{folder}: {what}, expected a folder with masks of frames, such as "
+                                f"{clip.frame_name(0)}.png")
     paths = {names[path.stem]: path for path in image_files(folder) if path.stem in names}
     if not paths:
         raise FileNotFoundError(f"{folder}: no mask of a frame of clip {clip.name!r}, such as {clip.frame_name(0)}.png")

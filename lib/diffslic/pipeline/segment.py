@@ -122,8 +122,8 @@ class Segmentation(ABC):
                              "or choose another folder")
         names = {path.stem for path in paths}
         if official and any(path.stem in names and path.suffix != ".png" for path in folder.glob("*.*")):
-            raise ValueError(f"{folder} holds images of the frames' names, beside which masks would be taken for frames; "
-                             "choose another folder")
+            raise ValueError(f"{folder} holds images of the frames' names, beside which masks would be taken for "
+                             "frames; choose another folder")
         self._claim(folder / note, any(path.exists() for path in paths) if official else masks.is_dir())
         done = next((t for t, path in enumerate(paths) if not path.is_file()), length)
         with tqdm(total=length, initial=done, desc=self.clip.name, unit="frame", disable=not progress) as bar:
