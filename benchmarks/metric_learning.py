@@ -2,7 +2,8 @@
 
 Both kinds compare as many things in a picture, by the same loss and the same network. A run has a process of its own
 on one thread; kinds take turns. Printed are the average precision of pairs (``metrics.retrieval``), that of mean
-colours in Lab, and what a step costs: seconds, and by how much memory grows during the first (Linux).
+colours in Lab and of the shipped weights, and what a step costs: seconds, and by how much memory grows during the
+first (Linux).
 
     python benchmarks/metric_learning.py [--seconds 240] [--seeds 3] [--compared slic,pixels,ssn]
 """
@@ -93,6 +94,8 @@ def main() -> None:
     print(f"superpixels cost {(time.perf_counter() - started) / 10:.3f} s a picture, once: no step pays for them")
     lab = judge(rgb_to_lab)
     print(f"{'Lab':8} ap {lab['ap']:.4f}, map {lab['map']:.4f}; chance {lab['chance']:.3f}")
+    shipped = judge(EmbeddingNet.from_pretrained("scenes"))
+    print(f"{'shipped':8} ap {shipped['ap']:.4f}, map {shipped['map']:.4f}")
     runs: dict[str, list[Run]] = {compared: [] for compared in kinds}
     context = multiprocessing.get_context("fork")  # the pictures are shared, not read again
     for seed in range(1, options.seeds + 1):
