@@ -75,10 +75,13 @@ def test_broken_images_name_the_file(tmp_path):
 
 
 def test_write_image_guards_shape_and_clamps(tmp_path):
-    with pytest.raises(ValueError, match=r"\(3, H, W\), got \(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"\(3, H, W\) or \(4, H, W\), got \(1, 4, 4\)"):
         files.write_image(tmp_path / "a.png", torch.zeros(1, 4, 4))
     files.write_image(tmp_path / "a.png", torch.tensor([-1.0, 0.5, 2.0]).reshape(3, 1, 1))
     assert (files.read_image(tmp_path / "a.png").flatten() * 255).tolist() == [0, 128, 255]
+    files.write_image(tmp_path / "b.png", torch.tensor([1.0, 0.5, 0.0, 0.25]).reshape(4, 1, 1))
+    with Image.open(tmp_path / "b.png") as layer:
+        assert layer.mode == "RGBA" and layer.getpixel((0, 0)) == (255, 128, 0, 64)
 
 
 # ---------------------------------------------------------------- labels

@@ -70,7 +70,7 @@ def test_an_image_without_a_window_has_no_line_to_follow(size):
 
 
 def test_it_is_pymattings():
-    pymatting = pytest.importorskip("pymatting", reason="pymatting is not installed: it compiles for a minute")
+    pymatting = pytest.importorskip("pymatting", reason="pip install pymatting to compare with it")
     # Of noise: in flat windows of a photograph pymatting's inverse of the covariance is off by up to 4e-6 itself.
     image = torch.rand(3, 40, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     theirs = pymatting.cf_laplacian(image.permute(1, 2, 0).numpy(), epsilon=1e-7, radius=1).toarray()
