@@ -74,6 +74,11 @@ def test_broken_images_name_the_file(tmp_path):
         files.read_image(tmp_path / "float.tif")
 
 
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(ValueError, match="a folder, expected an image file"):
+        files.read_image(tmp_path)
+
+
 def test_write_image_guards_shape_and_clamps(tmp_path):
     with pytest.raises(ValueError, match=r"\(3, H, W\) or \(4, H, W\), got \(1, 4, 4\)"):
         files.write_image(tmp_path / "a.png", torch.zeros(1, 4, 4))

@@ -22,6 +22,10 @@ def test_davis_both_years(clips, tmp_path):
     binary = datasets.open("davis2016", root=tmp_path, split="train", resolution="48p")[0]
     assert torch.equal(binary.labels(1), (clips[0].labels(1) > 0).long())
     assert (train[0].frame(1) - clips[0].frame(1)).abs().mean() < 0.05  # a jpg
+    with pytest.raises(ValueError, match="holds other clips, such as lab-00002"):
+        layouts.write(clips[:2], tmp_path, "davis")
+    layouts.write(clips, tmp_path, "davis")  # the same ones again
+    assert len(datasets.open("davis2017", root=tmp_path, split="train", resolution="48p")) == len(train)
 
 
 def test_tartanair(clips, tmp_path):

@@ -58,7 +58,7 @@ def scenes(
     preset: Annotated[str, typer.Option(help="lab, street, crowd, static or plaza; or several: lab+crowd.")] = "lab",
     n_clips: Annotated[int, typer.Option(help="How many clips.")] = 4,
     n_frames: Annotated[int, typer.Option(help="Frames per clip.")] = 8,
-    size: Annotated[tuple[int, int], typer.Option(help="Rows and columns.")] = (240, 428),
+    size: Annotated[tuple[int, int], typer.Option(help="Rows and columns, as in --size 160 288.")] = (240, 428),
     seed: Annotated[int, typer.Option(help="Clip i has this seed plus i.")] = 0,
     lighting: Annotated[float, typer.Option(help="Amplitude of a slow change of the light, as a share.")] = 0,
     blur: Annotated[float, typer.Option(help="Standard deviation of the lens blur, in pixels.")] = 0,
@@ -71,6 +71,8 @@ def scenes(
     """Draw procedural scenes and write them in the layout of another dataset.
 
     Example: diffslic scenes my_scenes --layout davis --preset crowd --n-clips 8
+
+    As DAVIS, of 240 rows: diffslic segment my_scenes --dataset davis2017 --resolution 240p --objects --out masks/
     """
     from diffslic import datasets
     from diffslic.datasets import layouts

@@ -53,6 +53,8 @@ def _opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
             yield image
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: a folder, expected an image file") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow says SyntaxError for broken chunks
         raise ValueError(f"{path}: not a whole image file ({str(error).splitlines()[0]})") from error
 

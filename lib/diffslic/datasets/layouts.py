@@ -19,9 +19,14 @@ def write_davis(clips: Sequence[Clip], root: str | Path) -> None:
     under ``ImageSets``: the first three quarters of the clips are the train split, the rest is val.
 
     Raises:
-        LookupError: a clip has no labels. OSError: the folder cannot be written.
+        ValueError: the folder holds other clips: the lists would not name them. LookupError: a clip has no labels.
+        OSError: the folder cannot be written.
     """
     root, resolution = Path(root), f"{clips[0].size[0]}p"
+    others = {path.name for path in (root / "JPEGImages").glob("*/*")} - {clip.name for clip in clips}
+    if others:
+        raise ValueError(f"{root} holds other clips, such as {min(others)}, which its new lists would not name: choose "
+                         "another folder")
     for clip in clips:
         for t in range(len(clip)):
             name = f"{t:05d}"
