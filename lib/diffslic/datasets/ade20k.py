@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffslic.datasets.clip import VOID, Clip, Reader
-from diffslic.datasets.folder import image_files, read_frame
+from diffslic.datasets.folder import paired_files, read_frame
 from diffslic.datasets.io import check_size, image_size, read_labels
 from diffslic.datasets.problems import problems_of
 
@@ -80,18 +80,9 @@ def _folders(root: Path, split: str) -> list[str]:
 
 def _files(root: Path, folder: str) -> list[tuple[Path, Path]]:
     """Photographs and annotations in the order of their names."""
-    images, truth = (root / kind / folder for kind in ("images", "annotations"))
-    if not images.is_dir():
-        raise FileNotFoundError(f"{images}: no such folder; ADE20K has images/<split>/NAME.jpg and "
-                                f"annotations/<split>/NAME.png, the splits are {' and '.join(OFFICIAL)}")
-    pairs = [(path, truth / f"{path.stem}.png") for path in image_files(images)]
-    if not pairs:
-        raise FileNotFoundError(f"{images}: no images here")
-    missing = [png for _, png in pairs if not png.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{truth}: {len(pairs) - len(missing)} annotations for {len(pairs)} photographs, "
-                                f"the first missing is {missing[0].name}")
-    return pairs
+    return paired_files(root / "images" / folder, root / "annotations" / folder, ".png",
+                        "ADE20K has images/<split>/NAME.jpg and annotations/<split>/NAME.png, the splits are "
+                        f"{' and '.join(OFFICIAL)}")
 
 
 def _clip(path: Path, png: Path) -> Clip:

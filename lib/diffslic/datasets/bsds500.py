@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffslic.datasets.clip import Clip, Reader
-from diffslic.datasets.folder import image_files, read_frame
+from diffslic.datasets.folder import paired_files, read_frame
 from diffslic.datasets.io import image_size
 from diffslic.datasets.problems import problems_of
 
@@ -88,18 +88,9 @@ def read_annotations(path: str | Path) -> list[np.ndarray]:
 
 def _files(root: Path, split: str) -> list[tuple[Path, Path]]:
     """Photographs and annotations of an official split, in the order of their names."""
-    folder, truth = (root / "data" / kind / split for kind in ("images", "groundTruth"))
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; BSDS500 has data/images/{split}/100075.jpg and "
-                                f"data/groundTruth/{split}/100075.mat")
-    pairs = [(path, truth / f"{path.stem}.mat") for path in image_files(folder)]
-    if not pairs:
-        raise FileNotFoundError(f"{folder}: no images here")
-    missing = [mat for _, mat in pairs if not mat.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{truth}: {len(pairs) - len(missing)} annotations for {len(pairs)} photographs, "
-                                f"the first missing is {missing[0].name}")
-    return pairs
+    images, truth = (root / "data" / kind / split for kind in ("images", "groundTruth"))
+    return paired_files(images, truth, ".mat", f"BSDS500 has data/images/{split}/100075.jpg and "
+                                               f"data/groundTruth/{split}/100075.mat")
 
 
 def _clip(path: Path, mat: Path) -> Clip:

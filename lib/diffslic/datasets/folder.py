@@ -37,6 +37,27 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if part.isdecimal() else part.lower() for part in parts], path.name
 
 
+def paired_files(images: Path, truth: Path, suffix: str, layout: str) -> list[tuple[Path, Path]]:
+    """Photographs of a folder, in the order people count, and their annotations ``TRUTH/<stem><suffix>``.
+
+    Args:
+        layout: what the message says of a folder that is not there.
+
+    Raises:
+        FileNotFoundError: no folder, no image in it, or one without an annotation.
+    """
+    if not images.is_dir():
+        raise FileNotFoundError(f"{images}: no such folder; {layout}")
+    pairs = [(path, truth / f"{path.stem}{suffix}") for path in image_files(images)]
+    if not pairs:
+        raise FileNotFoundError(f"{images}: no images here")
+    missing = [annotation for _, annotation in pairs if not annotation.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{truth}: {len(pairs) - len(missing)} annotations for {len(pairs)} photographs, "
+                                f"the first missing is {missing[0].name}")
+    return pairs
+
+
 def read_frame(paths: Sequence[Path], size: tuple[int, int], owner: str, t: int) -> Tensor:
     """Frame t of a list of image files, which must have the clip's size."""
     return check_size(paths[t], read_image(paths[t]), size, owner)

@@ -51,7 +51,7 @@ def soft_segments(image: Tensor, network: softseg.EmbeddingNet, n_layers: int = 
         strength: see :func:`diffslic.softseg.refine`.
 
     Raises:
-        ValueError: more layers than superpixels, flow of another size.
+        ValueError: more layers than superpixels, flow of another size, no such number of superpixels or radius.
     """
     if image.ndim != 3:
         raise ValueError(f"image must be (3, H, W), got {tuple(image.shape)}")
@@ -67,8 +67,11 @@ def soft_segments(image: Tensor, network: softseg.EmbeddingNet, n_layers: int = 
     vectors = softseg.pool(features, superpixels[None])[0]
     if flow is not None:
         vectors = torch.cat([vectors, residual_motion(flow, superpixels) / MOTION], dim=1)
-    places = softseg.pool(geometry.pixel_grid(height, width, image.device)[None], superpixels[None])[0]
-    weights = softseg.affinity(vectors, None if radius is None else places / (height ** 2 + width ** 2) ** 0.5, radius)
+    places = None
+    if radius is not None:
+        grid = geometry.pixel_grid(height, width, image.device) / (height ** 2 + width ** 2) ** 0.5
+        places = softseg.pool(grid[None], superpixels[None])[0]
+    weights = softseg.affinity(vectors, places, radius)
     spectrum = softseg.spectrum(weights, n_layers)
     shares = softseg.soft_assignment(spectrum.vectors, n_layers)
     alphas = softseg.refine(shares.float()[superpixels].permute(2, 0, 1), image, strength)

@@ -114,6 +114,9 @@ class Judge:
 
     Args:
         clips: whose segments are the classes, one frame of each counts.
+
+    Raises:
+        ValueError: no clip, or none with two classes.
     """
 
     def __init__(self, clips: Sequence[Clip]) -> None:

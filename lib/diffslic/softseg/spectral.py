@@ -133,7 +133,10 @@ def _middles(points: np.ndarray, count: int, seed: int) -> Tensor:
 
 
 def _far_apart(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """A point at random, then each time the one that is farthest from those before."""
+    """A point at random, then each time the one that is farthest from those before.
+
+    Not k-means++, which has no chances to draw by where points are equal, as those of a plain picture are.
+    """
     chosen = [points[rng.integers(len(points))]]
     while len(chosen) < count:
         distances = np.min([np.square(points - point).sum(1) for point in chosen], axis=0)
