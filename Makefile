@@ -3,26 +3,29 @@ PYTHON ?= python3
 DEVICE ?= cpu
 PROFILE ?= default
 JOBS ?= 1
+PORT ?= 8866
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := $(wildcard lib tests notebooks benchmarks)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+APP := notebooks/app/app.ipynb
 LIBRARY := $(shell find lib -name '*.py')
 # What papermill and widgets leave in a notebook, beside its outputs.
 STRIP := metadata.papermill cell.metadata.papermill metadata.widgets
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install run notebooks book test lint lab bench clean
+.PHONY: help install run notebooks book test lint lab app bench clean
 
 help:
 	@echo "make run        motion segmentation, end to end: executed notebook, HTML page and figures in runs/"
 	@echo "make notebooks  the same for every notebook      make book   one offline site of them in runs/book/"
-	@echo "make lab        JupyterLab                       make test   the whole test suite"
+	@echo "make lab        JupyterLab                       make app    a page to drop videos on, on this machine"
+	@echo "make test       the whole test suite"
 	@echo "make bench      the benchmarks                   make lint   ruff, mypy, nbstripout"
 	@echo "make clean      remove what was made, but for .venv/"
-	@echo "Options: PYTHON=python3.12 DEVICE=cuda PROFILE=smoke|default|full JOBS=2"
+	@echo "Options: PYTHON=python3.12 DEVICE=cuda PROFILE=smoke|default|full JOBS=2 PORT=8866"
 
 # The stamp is written last: an interrupted installation is taken up again, a finished one is not repeated.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -58,10 +61,15 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/mypy
-	@$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify --extra-keys "$(STRIP)" $(NOTEBOOKS),true)
+	@$(BIN)/nbstripout --verify --extra-keys "$(STRIP)" $(NOTEBOOKS) $(APP)
 
 lab: $(INSTALLED)
 	@$(BIN)/jupyter lab --notebook-dir notebooks
+
+# Whoever closes the page is forgotten some minutes later, and the files that came with it are removed.
+app: $(INSTALLED)
+	@$(BIN)/voila $(APP) --no-browser --port=$(PORT) --Voila.ip=127.0.0.1 \
+	    --MappingKernelManager.cull_interval=10 --MappingKernelManager.cull_idle_timeout=300
 
 bench: $(INSTALLED)
 	@if [ -z "$$DIFFSLIC_REFERENCE" ] && [ -d ../shared ]; then export DIFFSLIC_REFERENCE=$$(cd ../shared && pwd); fi; \

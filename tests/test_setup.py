@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffslic import datasets
+from diffslic.datasets import io
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"torch": "pytorch", "msgpack": "msgpack-python"}
@@ -114,3 +117,29 @@ class TestMake:
         assert done.returncode != 0
         assert done.stderr.splitlines()[0].startswith("diffslic needs Python 3.11 or newer")
         assert "Python 3.9.1" in done.stderr and not (copy / ".venv" / ".installed").exists()
+
+
+def lines_under(heading: str) -> str:
+    """The first block of commands under a heading of README."""
+    text = (ROOT / "README.md").read_text().split(f"\n## {heading}\n")[1]
+    return re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_readme_leads_to_a_first_clip_of_ones_own_in_three_commands(tmp_path):
+    commands = lines_under("Your own video, in three commands").splitlines()
+    assert len(commands) == 3
+    clip = datasets.open("scenes", preset="lab", n_clips=1, n_frames=3, size=(96, 160), seed=5)[0]
+    frames, bin_ = tmp_path / "diffslic" / "my_frames", Path(sys.executable).parent
+    commands[0] = commands[0].replace("<this repository>", ROOT.as_uri())
+    # Its packages are those of this environment, whose installation is up to date: nothing is fetched from a network.
+    ready = f"mkdir .venv && ln -s {bin_} .venv/bin && touch .venv/.installed && mv ../my_frames ."
+    for t in range(3):
+        io.write_image(tmp_path / "my_frames" / f"{t}.png", clip.frame(t))
+    script = "\n".join(["set -e", commands[0], ready, *commands[1:]])
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path / "diffslic" / "lib")})
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (frames.parent / "masks" / "masks").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert io.read_labels(frames.parent / "masks" / "masks" / "0.png").shape == (96, 160)
+    assert (frames.parent / "masks" / "overlay.mp4").stat().st_size > 0

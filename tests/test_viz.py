@@ -272,3 +272,30 @@ def test_a_layer_in_other_colours():
     assert viz.recolor(image, alpha, 0, 0)[0, -1].tolist() == [255, 255, 255]
     with pytest.raises(ValueError, match=r"alpha must be of the image's \(4, 6\), got \(4, 5\)"):
         viz.recolor(image, alpha[:, 1:], 0.5)
+
+
+def test_arrows_are_drawn_from_the_grid_along_the_flow():
+    flow = np.zeros((2, 32, 32), np.float32)
+    flow[0], flow[:, :, 16:] = 6, np.nan
+    drawn = viz.arrows(np.full((3, 32, 32), 0.5, np.float32), flow)
+    assert (drawn[8, 8:15] == 255).all() and (drawn[24, 8:15] == 255).all()  # the shafts, to the tips
+    assert (drawn[7, 8:11] == 0).all() and (drawn[:, 18:] == 128).all()      # their dark rim; unknown flow has none
+    assert (drawn[8, 2:7] == 128).all()
+    head = np.argwhere((drawn == 255).all(-1) & (np.arange(32)[:, None] < 16))
+    assert set(head[:, 0]) == {7, 8, 9} and head[:, 1].max() == 14           # barbs on both sides, none beyond the tip
+    still = viz.arrows(np.full((3, 32, 32), 0.5, np.float32), np.zeros((2, 32, 32)))
+    assert (still[8, 8] == 255).all() and (still == 128).all(-1).mean() > 0.95
+
+
+def test_hatched_is_striped_where_the_mask_is():
+    mask = np.arange(24).reshape(4, 6) % 6 >= 3
+    drawn = viz.hatched(np.full((3, 4, 6), 0.5, np.float32), mask)
+    assert (drawn[:, :3] == 128).all() and set(np.unique(drawn[:, 3:])) == {0, 255}
+    with pytest.raises(ValueError):
+        viz.hatched(np.full((3, 4, 6), 0.5, np.float32), mask[:2])
+
+
+def test_the_disc_of_flow_colours_is_the_legend_of_the_wheel():
+    disc = viz.flow_disc(41)
+    assert (disc[0, 0] == 255).all() and disc[20, 20].min() > 240
+    assert np.abs(disc[20, 40].astype(int) - viz.flow_to_color(np.array([[[1.0]], [[0.0]]]), 1)[0, 0]).max() < 3

@@ -21,6 +21,7 @@ from diffslic.widgets import (
     frame_player,
     layer_explorer,
     overlay_explorer,
+    panel,
     superpixel_explorer,
 )
 
@@ -32,7 +33,7 @@ for step, mask in enumerate(MASKS):
 
 def parts(box: ipywidgets.VBox) -> tuple[ipywidgets.Image, ipywidgets.Label, dict[str, ipywidgets.Widget]]:
     """The picture, the caption, and the controls by their description."""
-    image, caption, controls = box.children
+    image, caption, controls, *_ = box.children
     return image, caption, {control.description: control for control in controls.children}
 
 
@@ -88,6 +89,25 @@ def test_the_explorer_asks_a_function_for_the_frame_on_show_only() -> None:
     assert caption.value == ""
 
 
+def test_objects_are_hidden_one_by_one_and_no_picture_is_drawn_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    overlay = viz.overlay
+    monkeypatch.setattr(viz, "overlay", lambda *what: drawn.append(what) or overlay(*what))
+    both = [torch.where(torch.arange(40) >= 30, 7, mask) for mask in MASKS]
+    image, _, controls = parts(overlay_explorer(FRAMES, both, objects=[1, 7]))
+    controls["object 7"].value = False
+    assert np.abs(decoded(image) - overlay(FRAMES[0], MASKS[0] * (torch.arange(40) < 30), 0.5)).mean() < 4
+    controls["object 1"].value = False
+    assert np.abs(decoded(image) - viz.picture(FRAMES[0])).max() < 4
+    controls["object 1"].value = controls["object 7"].value = True
+    assert np.abs(decoded(image) - overlay(FRAMES[0], both[0], 0.5)).mean() < 4
+    before = len(drawn)
+    controls["object 7"].value = False
+    controls["object 7"].value = True
+    assert len(drawn) == before
+    assert isinstance(controls["play the frames"], ipywidgets.Play) and "object 0" not in controls
+
+
 class Halves:
     """Two superpixels, left and right of the middle, of which a pixel belongs to its own by three quarters."""
 
@@ -133,7 +153,7 @@ def test_the_superpixel_explorer_answers_to_every_control_and_computes_once() ->
 
 def test_a_click_picks_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     events = []
-    monkeypatch.setattr(widgets, "Event", lambda **options: events.append(Event(**options)) or events[-1])
+    monkeypatch.setattr(panel, "Event", lambda **options: events.append(Event(**options)) or events[-1])
     box = superpixel_explorer(FRAMES[0], {"learned": lambda *_: Halves()})
     assert events[0].source is box.children[0] and events[0].watched_events == ["click"]
     events[0]._dom_handlers({"event": "click", "dataX": 7.6, "dataY": 99})
@@ -144,8 +164,8 @@ def test_a_click_picks_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_flow_explorer_follows_a_pixel_into_the_next_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     events, asked = [], []
-    monkeypatch.setattr(widgets, "Event", lambda **options: events.append(Event(**options)) or events[-1])
-    flows = [torch.full((2, 24, 40), 3.0), torch.full((2, 24, 40), -2.0)]
+    monkeypatch.setattr(panel, "Event", lambda **options: events.append(Event(**options)) or events[-1])
+    flows = [torch.full((1, 2, 24, 40), 3.0), torch.full((1, 2, 24, 40), -2.0)]
 
     def likeness(t: int, y: int, x: int) -> torch.Tensor:
         asked.append((t, y, x))
@@ -155,21 +175,48 @@ def test_the_flow_explorer_follows_a_pixel_into_the_next_frame(monkeypatch: pyte
 
     image, caption, controls = parts(flow_explorer(FRAMES, flows, likeness))
     shown = decoded(image)
-    assert shown.shape == (24, 80, 3) and asked == [(0, 12, 20)]
+    assert shown.shape == (24, 80, 3) and asked == [(0, 12, 20)] and "corrections" not in controls
     assert np.abs(shown[2, 75] - shown[2, 45]).max() > 60                 # the likely part is tinted
-    assert shown[12, 20].min() > 240 and shown[15, 40 + 23].min() > 240   # a cross here, and where it goes
+    assert shown[12, 20].min() > 240 and shown[15, 40 + 23 + 3].min() > 240   # a cross here, and where it goes
     assert caption.value == "row 12, column 20: moves +3.0 px to the right and +3.0 px down"
     events[0]._dom_handlers({"event": "click", "dataX": 40 + 7.2, "dataY": 5})  # on the right picture
-    assert (controls["row"].value, controls["column"].value) == (5, 7) and asked[-1] == (0, 5, 7)
+    assert (controls["row"].value, controls["column"].value) == (5, 7)
+    assert asked == [(0, 12, 20), (0, 5, 7)]                              # one answer to a click, not two
     controls["frame"].value = 1
     assert "moves -2.0 px" in caption.value
     before = len(asked)
     controls["left"].value = "flow"
     controls["frame"].value = 0
-    assert np.abs(decoded(image)[2, 2] - viz.flow_to_color(flows[0], float(flows[0][:, 0, 0].norm()))[2, 2]).max() < 8
+    strongest = viz.flow_to_color(flows[0][0], float(flows[0][0, :, 0, 0].norm()))
+    assert np.abs(decoded(image)[2, 2] - strongest[2, 2]).max() < 8
     assert len(asked) == before
-    with pytest.raises(ValueError, match="one less than frames, two at least, got 2 and 2"):
+    with pytest.raises(ValueError, match="and hidden as many or none, got 2, 2 and 0"):
         flow_explorer(FRAMES[:2], flows, likeness)
+    with pytest.raises(ValueError, match=r"must all be \(I, 2, H, W\), got \[\(2, 24, 40\)\]"):
+        flow_explorer(FRAMES, [flow[0] for flow in flows], likeness)
+
+
+def test_the_flow_explorer_shows_the_way_to_the_flow_arrows_and_what_is_hidden() -> None:
+    steps = torch.stack([torch.full((2, 24, 40), pixels) for pixels in (1.0, 2.0, 6.0)])
+    frames, hidden = [torch.full((3, 24, 40), 0.5)] * 2, [torch.arange(40).expand(24, 40) >= 20]
+    box = flow_explorer(frames, [steps], lambda *_: torch.zeros(24, 40), hidden)
+    image, caption, controls = parts(box)
+    yellow = [(12 + pixels, 60 + pixels) for pixels in (0, 6)]              # on the right, from the same place on
+    assert all(decoded(image)[place][2] < 130 < 180 < decoded(image)[place][0] for place in yellow)
+    assert controls["corrections"].value == 3 and "moves +6.0 px" in caption.value
+    controls["corrections"].value = 1
+    assert "moves +1.0 px" in caption.value and decoded(image)[yellow[1]].min() > 90
+    controls["corrections"].value = 0
+    assert "moves +0.0 px" in caption.value
+    controls["left"].value = "occlusion"
+    left = decoded(image)[:, :40]
+    assert left[2, 20:].max() > 230 and left[2, 20:].min() < 30 and np.abs(left[2, :19] - 128).max() < 40
+    controls["left"].value, controls["corrections"].value = "arrows", 3
+    assert np.abs(decoded(image)[8:12, 8:12] - 128).max() > 90
+    disc = decoded(box.children[3].children[0])
+    assert disc.shape == (61, 61, 3) and disc[2, 2].min() > 240 and disc[30, 58].max() > 240 > 60 > disc[30, 58].min()
+    assert box.children[3].children[1].value == "colours of the flow; at the rim 8.5 px"
+    assert "occlusion" not in parts(flow_explorer(frames, [steps], lambda *_: steps[0, 0]))[2]["left"].options
 
 
 def test_the_motion_explorer_has_a_slider_for_every_factor() -> None:

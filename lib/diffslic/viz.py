@@ -88,12 +88,17 @@ def flow_to_color(flow: Arraylike, max_radius: float | None = None) -> Picture:
     return (np.floor(255 * color) * known[..., None]).astype(np.uint8)
 
 
-def flow_wheel(ax: Axes, max_radius: float = 1) -> Axes:
-    """The legend of :func:`flow_to_color`: a disc of all vectors up to ``max_radius`` pixels."""
-    y, x = np.mgrid[-1:1:151j, -1:1:151j]
+def flow_disc(size: int = 151) -> Picture:
+    """The legend of :func:`flow_to_color` as a picture (size, size, 3): all vectors up to the strongest colours."""
+    y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j]
     disc = flow_to_color(np.stack([x, y]), max_radius=1)
     disc[np.hypot(x, y) > 1] = 255
-    ax.imshow(disc, extent=(-max_radius, max_radius, max_radius, -max_radius))
+    return disc
+
+
+def flow_wheel(ax: Axes, max_radius: float = 1) -> Axes:
+    """The legend of :func:`flow_to_color` with axes: a disc of all vectors up to ``max_radius`` pixels."""
+    ax.imshow(flow_disc(), extent=(-max_radius, max_radius, max_radius, -max_radius))
     ax.set(xlabel="u (px, to the right)", ylabel="v (px, down)", xticks=[-max_radius, 0, max_radius],
            yticks=[-max_radius, 0, max_radius])
     return ax
@@ -106,6 +111,20 @@ def flow_arrows(ax: Axes, flow: Arraylike, step: int = 16, color: str = "black")
     u, v = np.where(np.abs(flow[:, y, x]) <= UNKNOWN_FLOW, flow[:, y, x], np.nan)  # unknown flow has no arrow
     ax.quiver(x, y, u, v, angles="xy", scale_units="xy", scale=1, color=color, width=0.003)
     return ax
+
+
+def arrows(image: Arraylike, flow: Arraylike, step: int = 16) -> Picture:
+    """Flow (2, H, W) as one arrow in true length every ``step`` pixels, white on black, drawn into an image."""
+    flow = _flow(flow)
+    y, x = np.mgrid[step // 2:flow.shape[1]:step, step // 2:flow.shape[2]:step].reshape(2, -1)
+    starts, vectors = np.stack([x, y], axis=1), flow[:, y, x].T                 # (A, 2)
+    known = (np.abs(vectors) <= UNKNOWN_FLOW).all(axis=1)  # false for NaN too
+    starts, vectors = starts[known], vectors[known]
+    back, across = -0.3 * vectors, 0.2 * vectors[:, ::-1] * (-1, 1)
+    strokes = [(starts, vectors), *((starts + vectors, back + side * across) for side in (-1, 1))]
+    share = np.linspace(0, 1, 2 + min(flow.shape[-1], int(np.abs(vectors).max(initial=0))))[:, None, None]
+    places = np.concatenate([begin + share * along for begin, along in strokes]).reshape(-1, 2)
+    return dots(dots(image, places, (0, 0, 0), 3), places, (255, 255, 255))
 
 
 def depth_to_color(depth: Arraylike, nearest: float | None = None, farthest: float | None = None) -> Picture:
@@ -198,6 +217,13 @@ def tint(image: Arraylike, weight: Arraylike, pixel: tuple[int, int],
     return mixed
 
 
+def hatched(image: Arraylike, mask: Arraylike) -> Picture:
+    """An image with black and white stripes where a mask (H, W) is not 0."""
+    base, where = _image_and_labels(image, mask)
+    stripes = np.where(np.indices(where.shape).sum(0) // 3 % 2, np.uint8(255), np.uint8(0))
+    return np.where((where != 0)[..., None], stripes[..., None], base)
+
+
 def recolor(image: Arraylike, alpha: Arraylike, turn: float, saturation: float = 1.0) -> Picture:
     """A layer in other colours: hues turned where ``alpha`` (H, W) in [0, 1] is, and as far as it is.
 
@@ -216,10 +242,13 @@ def recolor(image: Arraylike, alpha: Arraylike, turn: float, saturation: float =
 def dots(image: Arraylike, places: Arraylike, color: tuple[int, int, int] = (255, 0, 160), size: int = 1) -> Picture:
     """Squares of ``size`` pixels at places (M, 2), x first, on an image; what is outside or not finite is left out."""
     shown, places = picture(image).copy(), _numpy(places)
-    places = np.rint(places[np.isfinite(places).all(axis=1)]).astype(int)
-    for x, y in places:
-        if 0 <= x < shown.shape[1] and 0 <= y < shown.shape[0]:
-            shown[max(y - size // 2, 0):y + (size + 1) // 2, max(x - size // 2, 0):x + (size + 1) // 2] = color
+    places = np.rint(places[np.isfinite(places).all(axis=1)])
+    height, width = shown.shape[:2]
+    inside = ((places >= 0) & (places < (width, height))).all(axis=1)
+    x, y = places[inside].astype(int).T
+    for down in range(-(size // 2), (size + 1) // 2):
+        for right in range(-(size // 2), (size + 1) // 2):
+            shown[(y + down).clip(0, height - 1), (x + right).clip(0, width - 1)] = color
     return shown
 
 

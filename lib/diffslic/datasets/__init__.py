@@ -17,6 +17,7 @@ from diffslic.datasets.cache import write_clip_cache as write_clip_cache
 from diffslic.datasets.clip import Clip as Clip
 from diffslic.datasets.clip import first_masks as first_masks
 from diffslic.datasets.clip import labels_or_none as labels_or_none
+from diffslic.datasets.folder import SUFFIXES as SUFFIXES
 from diffslic.datasets.folder import given_masks as given_masks
 
 # Name -> (module, function). A module is imported when it is asked for: the scenes bring their textures along.
@@ -34,8 +35,8 @@ CHECKS = {"davis2016": ("davis", "problems2016"), "davis2017": ("davis", "proble
           "kitti": ("flow_sets", "kitti_problems"), "folder": ("folder", "problems"),
           "split": ("split", "problems")}
 
-__all__ = ["CHECKS", "DATASETS", "Clip", "cached_clip", "check", "first_masks", "given_masks", "is_current",
-           "labels_or_none", "open", "write_clip_cache"]
+__all__ = ["CHECKS", "DATASETS", "SUFFIXES", "Clip", "cached_clip", "check", "first_masks", "given_masks",
+           "is_current", "labels_or_none", "open", "write_clip_cache"]
 
 
 def open(name: str, **options: Any) -> list[Clip]:

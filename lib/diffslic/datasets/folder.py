@@ -14,6 +14,7 @@ from diffslic.datasets.problems import problems_of
 from diffslic.datasets.video import VIDEO_SUFFIXES, Video
 from diffslic.geometry import resize_labels
 
+SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES  # of what can be read as frames
 LAYOUT = ("expected a video file, a folder of images, or a folder with frames/ and, where masks exist, "
           "masks/ with files of the same names")
 

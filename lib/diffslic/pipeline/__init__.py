@@ -43,11 +43,15 @@ from diffslic.pipeline.softseg import SoftSegments as SoftSegments
 from diffslic.pipeline.softseg import residual_motion as residual_motion
 from diffslic.pipeline.softseg import save_soft_segments as save_soft_segments
 from diffslic.pipeline.softseg import soft_segments as soft_segments
+from diffslic.pipeline.survey import LONGEST as LONGEST
+from diffslic.pipeline.survey import Survey as Survey
+from diffslic.pipeline.survey import survey as survey
 
-__all__ = ["INPUTS", "LEAST_SPREAD", "N_SPIXELS", "Segmentation", "SoftSegments", "Superpixels", "cache_folder",
-           "clip_input", "em_mask", "find_superpixels", "fingerprint", "flow_channels", "frame_depth",
+__all__ = ["INPUTS", "LEAST_SPREAD", "LONGEST", "N_SPIXELS", "Segmentation", "SoftSegments", "Superpixels", "Survey",
+           "cache_folder", "clip_input", "em_mask", "find_superpixels", "fingerprint", "flow_channels", "frame_depth",
            "graph_proposals", "learned_proposals", "mirrored_input", "motion_fields", "moving", "network_input",
            "painted", "pair_depth", "position", "precompute_flow", "precompute_superpixels", "precompute_tvl1",
            "predict", "predict_from_flow", "predict_motion", "predict_objects", "propagate_objects", "residual_motion",
            "save_depth", "save_flow", "save_soft_segments", "save_superpixels", "segment", "segment_clips",
-           "soft_segments", "superpixel_differences", "track", "video_flow", "video_flow_both_ways", "views_of"]
+           "soft_segments", "superpixel_differences", "survey", "track", "video_flow", "video_flow_both_ways",
+           "views_of"]

@@ -131,9 +131,9 @@ class Segmentation(ABC):
                 io.write_labels(path, torch.from_numpy(mask.astype(np.int64)))
                 bar.update()
         if overlay and not official:
-            for t, picture in enumerate(self._overlays(paths)):
+            for t, picture in enumerate(overlays(self.clip, paths)):
                 io.write_image(folder / "overlay" / f"{self.clip.frame_name(t)}.png", picture)
-            write_video(folder / "overlay.mp4", self._overlays(paths), fps or self.clip.fps or 24)
+            write_video(folder / "overlay.mp4", overlays(self.clip, paths), fps or self.clip.fps or 24)
 
     def _claim(self, note: Path, used: bool) -> None:
         """Note in a folder whose masks it holds; refuse one in use that holds others."""
@@ -143,11 +143,6 @@ class Segmentation(ABC):
         if used and not note_says(note, settings):
             raise ValueError(f"{note.parent} holds other masks: remove them or choose another folder")
         write_note(note, settings)
-
-    def _overlays(self, paths: Sequence[Path]) -> Iterator[Tensor]:
-        for t, path in enumerate(paths):
-            picture = viz.overlay(self.clip.frame(t), io.read_labels(path))
-            yield torch.from_numpy(picture).permute(2, 0, 1).float() / 255
 
 
 @dataclass(frozen=True)
@@ -306,6 +301,13 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if (net.config.window == 1) != (method == "em"):
         raise ValueError(f"{weights} sees {net.config.window} frames at once and is not of method {method}")
     return MotionSegmentation(clip, flow, rows, n_iters, polished, net, window)
+
+
+def overlays(clip: Clip, paths: Sequence[Path]) -> Iterator[Tensor]:
+    """Frames (3, H, W) in [0, 1] with their masks, read from files in order."""
+    for t, path in enumerate(paths):
+        picture = viz.overlay(clip.frame(t), io.read_labels(path))
+        yield torch.from_numpy(picture).permute(2, 0, 1).float() / 255
 
 
 def segment_clips(clips: Sequence[Clip], folder: str | Path, overlay: bool = True, fps: float | None = None,

@@ -1,0 +1,99 @@
+"""What all explorers are made of: a picture above its caption and controls, in JPEG, chosen by click or by slider."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets
+from ipyevents import Event
+from matplotlib.image import imsave
+
+from diffslic import viz
+
+
+class Panel(ipywidgets.VBox):
+    """A picture above its caption and controls; picture and caption are renewed whenever a slider moves.
+
+    Args:
+        draw: the picture as JPEG, from the sliders' values. caption: its line of text.
+        controls: further ones, that move a slider themselves. below: what stays as it is, under the controls.
+    """
+
+    def __init__(self, draw: Callable[[], bytes], caption: Callable[[], str], sliders: Sequence[ipywidgets.Widget],
+                 *controls: ipywidgets.Widget, below: Sequence[ipywidgets.Widget] = ()) -> None:
+        self._draw, self._caption, self._held = draw, caption, False
+        self.picture, self.text = ipywidgets.Image(format="jpeg"), ipywidgets.Label()
+        bar = ipywidgets.HBox([*controls, *sliders], layout=ipywidgets.Layout(flex_flow="row wrap"))
+        super().__init__([self.picture, self.text, bar, *below])
+        for slider in sliders:
+            slider.observe(self._renew, names="value")
+        self._renew()
+
+    def _renew(self, _change: object = None) -> None:
+        if not self._held:
+            self.text.value, self.picture.value = self._caption(), self._draw()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Sliders that move within are answered once, by one picture."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self._renew()
+
+
+def chosen_by_click(panel: Panel, row: ipywidgets.IntSlider, column: ipywidgets.IntSlider, pictures: int = 1) -> Panel:
+    """A panel whose sliders also follow a click on its picture, or on any of several side by side."""
+    height, width = row.max + 1, column.max + 1
+    clicks = Event(source=panel.picture, watched_events=["click"])
+
+    def pick(event: dict[str, Any]) -> None:
+        with panel.together():
+            row.value = min(max(int(event["dataY"]), 0), height - 1)
+            column.value = min(max(int(event["dataX"]), 0), pictures * width - 1) % width
+
+    clicks.on_dom_event(pick)
+    return panel
+
+
+def pixel_sliders(height: int, width: int) -> tuple[ipywidgets.IntSlider, ipywidgets.IntSlider]:
+    """Row and column of a pixel, from the middle on."""
+    return (ipywidgets.IntSlider(value=height // 2, max=height - 1, description="row"),
+            ipywidgets.IntSlider(value=width // 2, max=width - 1, description="column"))
+
+
+def frame_slider(n_frames: int) -> ipywidgets.IntSlider:
+    return ipywidgets.IntSlider(min=0, max=n_frames - 1, description="frame")
+
+
+def player(slider: ipywidgets.IntSlider, fps: float) -> ipywidgets.Play:
+    """A play button that moves a slider at so many frames per second, over and over.
+
+    Raises:
+        ValueError: a rate that is not positive.
+    """
+    if not fps > 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    play = ipywidgets.Play(max=slider.max, interval=round(1000 / fps), description="play the frames", repeat=True)
+    ipywidgets.jslink((play, "value"), (slider, "value"))
+    return play
+
+
+def check_lengths(frames: Sequence, **others: Sequence) -> None:
+    """Raise ValueError unless there is a frame, and of all others one for each or (but for masks) none."""
+    if not len(frames):
+        raise ValueError("there must be one frame at least, got none")
+    for name, values in others.items():
+        if len(values) != len(frames) and not (name != "masks" and len(values) == 0):
+            raise ValueError(f"{name} must be one for each of the {len(frames)} frames, got {len(values)}")
+
+
+def jpeg(image: viz.Arraylike) -> bytes:
+    """A picture as :func:`diffslic.viz.picture` takes it, encoded."""
+    buffer = io.BytesIO()
+    # Without chroma subsampling, which would smear contours one pixel wide.
+    imsave(buffer, viz.picture(image), format="jpeg", pil_kwargs={"quality": 90, "subsampling": 0})
+    return buffer.getvalue()
