@@ -7,7 +7,7 @@ PORT ?= 8866
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-SOURCES := $(wildcard lib tests notebooks benchmarks)
+SOURCES := $(wildcard lib tests notebooks benchmarks docs)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 APP := notebooks/app/app.ipynb
 LIBRARY := $(shell find lib -name '*.py')
@@ -16,14 +16,14 @@ STRIP := metadata.papermill cell.metadata.papermill metadata.widgets
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install run notebooks book test lint lab app bench clean
+.PHONY: help install run notebooks book test lint lab app bench overview clean
 
 help:
 	@echo "make run        motion segmentation, end to end: executed notebook, HTML page and figures in runs/"
 	@echo "make notebooks  the same for every notebook      make book   one offline site of them in runs/book/"
 	@echo "make lab        JupyterLab                       make app    a page to drop videos on, on this machine"
-	@echo "make test       the whole test suite"
-	@echo "make bench      the benchmarks                   make lint   ruff, mypy, nbstripout"
+	@echo "make test       the whole test suite             make lint   ruff, mypy, nbstripout"
+	@echo "make bench      the benchmarks                   make overview   the picture of the README"
 	@echo "make clean      remove what was made, but for .venv/"
 	@echo "Options: PYTHON=python3.12 DEVICE=cuda PROFILE=smoke|default|full JOBS=2 PORT=8866"
 
@@ -74,6 +74,10 @@ app: $(INSTALLED)
 bench: $(INSTALLED)
 	@if [ -z "$$DIFFSLIC_REFERENCE" ] && [ -d ../shared ]; then export DIFFSLIC_REFERENCE=$$(cd ../shared && pwd); fi; \
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+# The picture of the README.
+overview: $(INSTALLED)
+	@$(BIN)/python docs/overview.py notebooks/overview.png
 
 clean:
 	@rm -rf runs cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

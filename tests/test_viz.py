@@ -116,11 +116,14 @@ def test_arrows_stand_on_the_grid_in_true_length() -> None:
 # ---------------------------------------------------------------- labels
 
 
-def test_palette_is_that_of_voc() -> None:
-    palette = viz.voc_palette()
-    assert palette[:5].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
-    assert palette[255].tolist() == [224, 224, 192]
-    assert len(np.unique(palette, axis=0)) == 256
+def test_objects_have_colours_that_differ_in_lightness_or_hue() -> None:
+    colors = viz.object_colors()
+    assert colors.shape == (256, 3) and colors[:3].tolist() == [[0, 0, 0], [213, 94, 0], [86, 180, 233]]
+    apart = np.linalg.norm(colors[:22, None].astype(float) - colors[None, :22], axis=-1) + 999 * np.eye(22)
+    assert apart.min() > 30                                                # twenty objects and the ground
+    # To somebody without the cones for red or green, of whom blue and a mix of red and green are left.
+    dull = np.stack([colors[:8, :2].mean(1), colors[:8, 2]], axis=-1).astype(float)
+    assert (np.linalg.norm(dull[:, None] - dull[None], axis=-1) + 999 * np.eye(8)).min() > 20
 
 
 def test_overlay_mixes_inside_keeps_the_background_and_draws_the_contour() -> None:
@@ -131,15 +134,15 @@ def test_overlay_mixes_inside_keeps_the_background_and_draws_the_contour() -> No
     inner = np.zeros((5, 7), bool)
     inner[2, 2:4] = True
     assert (mixed[labels.numpy() == 0] == 128).all()
-    assert (mixed[inner] == [128, 96, 96]).all()
-    assert (mixed[(labels.numpy() == 1) & ~inner] == [128, 0, 0]).all()
+    assert (mixed[inner] == [149, 120, 96]).all()
+    assert (mixed[(labels.numpy() == 1) & ~inner] == [213, 94, 0]).all()
 
 
 def test_touching_objects_have_a_contour_each_and_the_border_of_the_frame_none() -> None:
     labels = np.ones((4, 6), np.uint8)
     labels[:, 3:] = 2
     mixed = viz.overlay(GREY, labels, opacity=0)
-    assert (mixed[:, 2] == [128, 0, 0]).all() and (mixed[:, 3] == [0, 128, 0]).all()
+    assert (mixed[:, 2] == [213, 94, 0]).all() and (mixed[:, 3] == [86, 180, 233]).all()
     assert (mixed[:, [0, 1, 4, 5]] == 128).all()
 
 
@@ -215,8 +218,7 @@ def test_grid_refuses_no_image_and_too_few_titles() -> None:
 
 
 def test_what_viz_and_datasets_may_not_share_is_alike():
-    """The import rules keep them apart: the palette of label files, and when flow counts as unknown."""
-    assert np.array_equal(viz.voc_palette(), dataset_io.PALETTE)
+    """The import rules keep them apart: when flow counts as unknown."""
     assert viz.UNKNOWN_FLOW == dataset_io.UNKNOWN_FLOW
     flow = np.full((2, 1, 2), 1e9, dtype=np.float32)
     flow[:, 0, 1] = 1.001e9
@@ -250,7 +252,7 @@ def test_timelines_have_a_row_of_colours_for_each_object():
     switches = np.array([[False, False], [True, False], [False, False]])
     figure = viz.timelines({"a": (labels, switches), "b": (labels, switches)}, [1, 5])
     first = figure.axes[0]
-    shown, palette = first.images[0].get_array(), viz.voc_palette()
+    shown, palette = first.images[0].get_array(), viz.object_colors()
     assert shown.shape == (2, 3, 3)
     assert (shown[0] == palette[[7, 3, 3]]).all() and (shown[1, 0] == 255).all() and (shown[1, 1] == 200).all()
     assert [line.get_xydata().tolist() for line in first.lines] == [[[1, 0]]]

@@ -10,7 +10,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,6 +18,10 @@ from torch import Tensor
 Picture = NDArray[np.uint8]          # (H, W, 3) RGB
 Arraylike = NDArray | Tensor
 
+COLORS = ("#D55E00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#0072B2", "#E69F00")  # Okabe and Ito, 2008
+STYLE = {"axes.prop_cycle": matplotlib.cycler(color=[COLORS[i] for i in (5, 0, 2, 4, 6, 1)]), "axes.spines.top": False,
+         "axes.spines.right": False, "axes.titlesize": 11, "axes.labelsize": 10, "xtick.labelsize": 9,
+         "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "image.cmap": "viridis"}
 UNKNOWN_FLOW = 1e9                   # pixels: the Middlebury format calls larger values unknown
 
 
@@ -158,25 +162,24 @@ def depth_to_color(depth: Arraylike, nearest: float | None = None, farthest: flo
 # ---------------------------------------------------------------- labels
 
 
-def voc_palette() -> Picture:
-    """The 256 colours of PASCAL VOC and DAVIS: the bits of an id, three at a time, from the colours' highest bits.
+def object_colors() -> Picture:
+    """The colours (256, 3) of objects in pictures: seven that people of any colour vision tell apart, and their tints.
 
-    0 is black, 1 dark red, 2 dark green; 255, which marks void, is (224, 224, 192).
+    They are those of Okabe and Ito; files have the palette of DAVIS, whose dark red and dark green are alike to many.
+    0 is black; after seven ids the same hues come back lighter, then darker.
     """
-    ids = np.arange(256)
-    colors = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colors[:, channel] |= ((ids >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
-    return colors
+    hues = np.array([to_rgb(color) for color in COLORS]) * 255
+    tints = np.concatenate([hues, (hues + 255) / 2, hues / 2]).round().astype(np.uint8)
+    return np.concatenate([np.zeros((1, 3), np.uint8), np.resize(tints, (255, 3))])
 
 
 def overlay(image: Arraylike, labels: Arraylike, opacity: float = 0.5) -> Picture:
-    """Objects in palette colours over an image, each with its contour.
+    """Objects in colours over an image, each with its contour.
 
     Args:
         image: see :func:`picture`.
-        labels: (H, W) integer or bool; 0 is background and stays as it is. Ids take colours modulo 256.
+        labels: (H, W) integer or bool; 0 is background and stays as it is. Ids take colours
+            modulo 256.
         opacity: of the colours, 0 to 1; contours are always opaque.
 
     Returns:
@@ -188,7 +191,7 @@ def overlay(image: Arraylike, labels: Arraylike, opacity: float = 0.5) -> Pictur
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must lie in [0, 1], got {opacity}")
     base, ids = _image_and_labels(image, labels)
-    colors = voc_palette()[ids % 256]
+    colors = object_colors()[ids % 256]
     mixed = np.where((ids > 0)[..., None], (1 - opacity) * base + opacity * colors + 0.5, base).astype(np.uint8)
     # The contour lies inside the object, so that touching objects have one each.
     around = np.pad(ids, 1, mode="edge")
@@ -264,6 +267,11 @@ def mean_color(image: Arraylike, labels: Arraylike) -> Picture:
 # ---------------------------------------------------------------- figures
 
 
+def use_style() -> None:
+    """From now on all figures of this process look alike: :data:`STYLE`, for notebooks."""
+    matplotlib.rcParams.update(STYLE)
+
+
 def grid(images: Sequence[Arraylike], titles: Sequence[str] = (), columns: int | None = None,
          width: float = 10.0) -> Figure:
     """A figure of pictures side by side, for a notebook: without ticks, each with its title.
@@ -324,7 +332,7 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
 
 def timelines(panels: Mapping[str, tuple[Arraylike, Arraylike]], objects: Sequence[int] = (),
               width: float = 10.0) -> Figure:
-    """A figure of tracks, a panel beside the other: a row per object in the palette's colour of the label it goes by.
+    """A figure of tracks, a panel beside the other: a row per object in the colour of the label that it goes by.
 
     Grey: no label matches the object. Nothing: it is not there. A cross: it goes on under another label.
 
@@ -348,7 +356,7 @@ def timelines(panels: Mapping[str, tuple[Arraylike, Arraylike]], objects: Sequen
             raise ValueError(f"labels and switches must be (T, K) and the names K or none, got {labels.T.shape}, "
                              f"{switches.T.shape} and {len(objects)}")
         rows = max(rows, len(labels))
-        shown = voc_palette()[labels.clip(0, 255)]
+        shown = object_colors()[labels.clip(0, 255)]
         shown[labels == 0], shown[labels < 0] = 200, 255
         ax.imshow(shown, aspect="auto", interpolation="nearest")
         ax.plot(*np.nonzero(switches)[::-1], "x", color="black")

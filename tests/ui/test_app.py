@@ -57,7 +57,7 @@ def test_frames_go_in_and_masks_come_out(app, tmp_path, pictures):
     mask = page.locator("img.widget-image").first
     page.screenshot(path=pictures / "app.png", full_page=True)
     red = shown(mask)
-    assert ((red[..., 0] > red[..., 1] + 60) & (red[..., 0] > red[..., 2] + 60)).mean() > 0.02
+    assert ((red[..., 0] > red[..., 1] + 30) & (red[..., 0] > red[..., 2] + 60)).mean() > 0.02
     for tab in ("Flow", "Superpixels"):
         page.get_by_role("tab", name=tab).click()
         page.wait_for_timeout(500)

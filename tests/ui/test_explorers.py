@@ -78,7 +78,7 @@ def test_masks(explorers, latencies):
     opaque = masks.shot("masks")
     masks.pressed("opacity", "Home")
     clear = masks.shot("masks-clear")
-    palette = (128, 0, 0)
+    palette = (213, 94, 0)
     assert share(opaque, palette, 12) > share(clear, palette, 12) and clear.std() > 20
     assert changed(opaque, clear) > 0.002
 

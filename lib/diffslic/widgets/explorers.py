@@ -63,7 +63,7 @@ def overlay_explorer(frames: Sequence[viz.Arraylike], masks: Sequence[viz.Arrayl
     if not callable(masks):
         check_lengths(frames, masks=masks)
     mask_of = lru_cache(maxsize=KEPT)(masks if callable(masks) else masks.__getitem__)
-    frame, colours = frame_slider(len(frames)), viz.voc_palette()
+    frame, colours = frame_slider(len(frames)), viz.object_colors()
     opacity = ipywidgets.FloatSlider(value=0.5, min=0, max=1, step=0.05, description="opacity")
     boxes = {thing: ipywidgets.Checkbox(value=True, description=f"object {thing}", indent=False,
                                         layout=ipywidgets.Layout(width="7em"),
