@@ -3,6 +3,7 @@ PYTHON ?= python3
 DEVICE ?= cpu
 PROFILE ?= default
 JOBS ?= 1
+HOST ?= 127.0.0.1
 PORT ?= 8866
 
 BIN := .venv/bin
@@ -25,7 +26,7 @@ help:
 	@echo "make test       the whole test suite             make lint   ruff, mypy, nbstripout"
 	@echo "make bench      the benchmarks                   make overview   the picture of the README"
 	@echo "make clean      remove what was made, but for .venv/"
-	@echo "Options: PYTHON=python3.12 DEVICE=cuda PROFILE=smoke|default|full JOBS=2 PORT=8866"
+	@echo "Options: PYTHON=python3.12 DEVICE=cuda PROFILE=smoke|default|full JOBS=2 HOST=0.0.0.0 PORT=8866"
 
 # The stamp is written last: an interrupted installation is taken up again, a finished one is not repeated.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -68,7 +69,7 @@ lab: $(INSTALLED)
 
 # Whoever closes the page is forgotten some minutes later, and the files that came with it are removed.
 app: $(INSTALLED)
-	@$(BIN)/voila $(APP) --no-browser --port=$(PORT) --Voila.ip=127.0.0.1 \
+	@$(BIN)/voila $(APP) --no-browser --port=$(PORT) --Voila.ip=$(HOST) \
 	    --MappingKernelManager.cull_interval=10 --MappingKernelManager.cull_idle_timeout=300
 
 bench: $(INSTALLED)

@@ -34,6 +34,9 @@ STOPWATCH = """image => { window.answered = new Promise(answer => {
     setTimeout(answer, 30000, null);
 }); }"""
 
+ERRORS = """jupyterapp.shell.currentWidget.content.model.toJSON().cells.flatMap((cell) => cell.outputs ?? [])
+            .filter((output) => output.output_type === "error").map((output) => `${output.ename}: ${output.evalue}`)"""
+
 
 @dataclass
 class Served:
@@ -48,7 +51,16 @@ class Explorer:
     """An explorer on a page of the browser."""
 
     page: Any
-    box: Any  # locator of the widget
+    cell: int  # of the notebook
+
+    @property
+    def box(self) -> Any:
+        """The widget, scrolled to: JupyterLab draws what can be seen."""
+        self.page.evaluate("cell => jupyterapp.shell.currentWidget.content.scrollToItem(cell, 'start')", self.cell)
+        cell = self.page.locator(f".jp-Cell[data-windowed-list-index='{self.cell}']")
+        box = cell.locator(".jp-OutputArea-output > .widget-vbox")
+        box.wait_for()
+        return box
 
     @property
     def picture(self) -> Any:
@@ -74,8 +86,10 @@ class Explorer:
 
     def ticked(self, description: str) -> float:
         """The other state of a box; the same."""
-        box = self.box.locator(".widget-checkbox").filter(has_text=description).first
-        return self._timed(lambda: box.locator("input").press("Space"))
+        return self._timed(lambda: self.checkbox(description).press("Space"))
+
+    def checkbox(self, description: str) -> Any:
+        return self.box.locator(".widget-checkbox").filter(has_text=description).locator("input").first
 
     def clicked(self, x: float, y: float) -> float:
         """A click on a place of the picture, as shares of its width and height; the same."""
@@ -92,7 +106,6 @@ class Explorer:
     def shot(self, name: str) -> np.ndarray:
         """A screenshot (H, W, 3) in [0, 255] of the picture; that of the whole explorer is left in ``runs/ui``."""
         PICTURES.mkdir(parents=True, exist_ok=True)
-        self.box.scroll_into_view_if_needed()
         self.box.screenshot(path=PICTURES / f"{name}.png")
         return (imread(BytesIO(self.picture.screenshot()), format="png")[..., :3] * 255).astype(int)
 
@@ -131,11 +144,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A running JupyterLab."""
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
     root, settings = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("settings")
-    for plugin, value in {"notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page
-                          "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}.items():
-        path = settings / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
+    quiet = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
     process, address = start(
         ["jupyter", "lab", "--no-browser", "--port=0", "--allow-root", "--ip=127.0.0.1",
          f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}", f"--LabApp.user_settings_dir={settings}",
@@ -180,10 +191,10 @@ def explorers(lab: Served, page: Any) -> Iterator[Callable[..., list[Explorer]]]
         page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.allRan = true; })"
                       ".catch(() => { window.allRan = true; }) && null")
         page.wait_for_function("window.allRan", timeout=A_NOTEBOOK)
-        failed = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
-        assert failed.count() == 0, failed.first.inner_text()
-        boxes = page.locator(".jp-OutputArea-output > .widget-vbox")
-        return [Explorer(page, boxes.nth(i)) for i in range(boxes.count())]
+        failed = page.evaluate(ERRORS)
+        assert not failed, failed[0]
+        return [Explorer(page, i) for i, cell in enumerate(notebook.cells)
+                if cell.cell_type == "code" and re.search(r"^widgets\.", cell.source, re.MULTILINE)]
 
     yield run
     page.evaluate("window.jupyterapp && jupyterapp.serviceManager.sessions.shutdownAll()")
