@@ -1,5 +1,6 @@
 """Pages that need no network."""
 
+import html
 import re
 
 import nbformat
@@ -75,6 +76,12 @@ def test_solutions_are_on_one_page_only(executed):
 def test_the_tex_that_notebooks_use_converts(tex):
     mathml = book.to_mathml(tex, display=True)
     assert mathml.startswith("<math") and "&amp;" not in mathml and "<mi>&</mi>" not in mathml
+
+
+def test_a_tag_stands_in_brackets_behind_its_equation():
+    mathml = html.unescape(book.to_mathml(r"a = b \tag{SSN, sec. 4}", display=True)).replace("\xa0", " ")
+    assert mathml.startswith("<math") and mathml.count("<mtext>") == 1
+    assert re.search(r'<mi>b</mi>\s*<mspace width="2em" ?/><mtext>\(SSN, sec. 4\)</mtext>', mathml)
 
 
 @pytest.mark.parametrize("tex", [r"\nosuchmacro{x} < 1", r"\left( x", r"x^2^3"])

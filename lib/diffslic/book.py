@@ -45,6 +45,8 @@ def to_mathml(tex: str, display: bool = False) -> str:
     for name, synonym in SYNONYMS.items():
         plain = plain.replace(name, synonym)
     plain = re.sub(r"\\arg(?![a-z])", r"\\operatorname{arg}", plain)
+    # MathML has no numbers of equations that browsers draw; the converter would glue them to the last letter.
+    plain = re.sub(r"\\tag\{([^{}]*)\}", r"\\qquad\\text{(\1)}", plain)
     try:
         mathml = convert(plain, display="block" if display else "inline")
     except Exception:  # the converter's own errors share no class, and it lets IndexError and KeyError through
