@@ -15,7 +15,7 @@ SMALLEST_PROBABILITY = 1e-16
 
 
 def reconstruct(soft: SoftSLIC, x: Tensor) -> Tensor:
-    """Pixel values (B, C, H, W) as the superpixels see them: means over superpixels, mixed back (equation 4)."""
+    """Pixel values (B, C, H, W) as the superpixels see them: means over superpixels, mixed back, as in equation 5."""
     return soft.unpool(soft.pool(x))
 
 

@@ -221,8 +221,8 @@ def soft_slic(features: Tensor, grid: tuple[int, int], n_iters: int = 10, distan
     """Cluster pixels softly around the centroids of a grid (Jampani et al., 2018, Algorithm 1).
 
     From the means over the grid's windows (adaptive average pooling), each iteration finds the affinities
-    q_k = exp(-d_k) / sum exp(-d) over a pixel's candidates (equation 2), then the centroids, means of the features
-    weighted by q (equation 3). The affinities returned are those of the last iteration, the centroids come after it.
+    q_k = exp(-d_k) / sum exp(-d) over a pixel's candidates (equation 3), then the centroids, means of the features
+    weighted by q (equation 4). The affinities returned are those of the last iteration, the centroids come after it.
 
     Gradients flow through every iteration and the first centroids. Distances are expanded squares: in single precision
     the gradient of features that are all but constant on one side of a large step, and hold no position, is coarse.
@@ -297,12 +297,12 @@ class _Iterations(torch.autograd.Function):
                 torch.bmm(f, x, out=d)
                 if distance == "l2":
                     d.clamp_min_(_rounding(d) ** 2).sqrt_()
-                torch.softmax(d.neg_(), dim=1, out=q)                                        # equation 2
+                torch.softmax(d.neg_(), dim=1, out=q)                                        # equation 3
                 torch.bmm(q, x.mT, out=s)
             totals, weights, _ = sums.tensor_split((-2, -1), dim=-1)                         # (B, S, 9, C), (.., 1)
             totals = _sum_nine(torch.cat([totals + weights * origin[:, :, None], weights], dim=-1), grid)
             weights = totals[..., -1:] + SMALLEST_WEIGHT
-            centroids = totals[..., :-1] / weights                                           # equation 3
+            centroids = totals[..., :-1] / weights                                           # equation 4
             if keep:
                 kept += factors, logits, affinity, centroids, weights
         ctx.grid, ctx.distance = grid, distance
