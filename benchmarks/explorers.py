@@ -28,6 +28,7 @@ def answers(control, values) -> float:
     return statistics.median(seconds)
 
 
+@torch.no_grad()
 def main() -> None:
     torch.set_num_threads(2)
     [clip] = datasets.open("scenes", preset="crowd", n_clips=1, n_frames=REPEATS + 1, size=SIZE, seed=5, lighting=0.1)
@@ -38,9 +39,8 @@ def main() -> None:
 
 def measured(clip, frames):
     """Explorer and control, what it costs, seconds."""
-    with torch.no_grad():
-        yield from of_superpixels(frames[0])
-        yield from of_flow(frames)
+    yield from of_superpixels(frames[0])
+    yield from of_flow(frames)
     yield from of_depth()
     yield from of_masks(clip, frames)
     yield from of_motion()
@@ -70,13 +70,15 @@ def of_superpixels(image):
 
 def of_flow(frames):
     raft = flow.RAFT.from_pretrained("small")
-    estimates = [torch.cat(raft.predictions(one[None], two[None]).flows) for one, two in zip(frames, frames[1:])]
+    found = [raft.predictions(one[None], two[None]) for one, two in zip(frames, frames[1:])]
+    estimates = [torch.cat(steps.flows) for steps in found]
     hidden = [flow.occlusion(steps[-1:], -steps[-1:])[0] for steps in estimates]
-    features = [raft.features(frame[None])[0] for frame in frames]
+    columns = -(-SIZE[1] // 8)
 
     def likeness(t, y, x):
-        field = torch.einsum("d,dkl->kl", features[t][:, y // 8, x // 8], features[t + 1])
-        return torch.nn.functional.interpolate(field[None, None], size=SIZE, mode="bilinear")[0, 0].softmax(0)
+        field = found[t].similarity[0, y // 8 * columns + x // 8]
+        field = field.flatten().softmax(0).view_as(field)
+        return torch.nn.functional.interpolate(field[None, None], size=SIZE, mode="bilinear")[0, 0]
 
     bar = controls(widgets.flow_explorer(frames, estimates, likeness, hidden))
     yield "flow: pixel", "computed", answers(bar["column"], range(0, 40 * REPEATS, 40))

@@ -37,10 +37,10 @@ def test_its_masks_are_those_of_segment_seen_once(clip, tmp_path):
     found = pipeline.survey(clip, tmp_path / "out")
     job = pipeline.segment(clip)
     views = list(job.views(job.ssn))
-    assert all(torch.equal(mask, pipeline.moving(job.unet, view).long()) for mask, view in zip(found.masks, views))
+    assert all(torch.equal(mask > 0, pipeline.moving(job.unet, view)) for mask, view in zip(found.masks, views))
     objects = pipeline.survey(clip, tmp_path / "objects", objects=True).masks
     inside = torch.stack(objects) > 0
-    assert inside.any() and set(torch.stack(objects).unique().tolist()) >= {0, 1}
+    assert inside.any() and not inside.all()
 
 
 def test_a_video_too_long_and_a_folder_in_use_are_refused_before_any_work(clip, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +20,7 @@ Picture = NDArray[np.uint8]          # (H, W, 3) RGB
 Arraylike = NDArray | Tensor
 
 COLORS = ("#D55E00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#0072B2", "#E69F00")  # Okabe and Ito, 2008
-STYLE = {"axes.prop_cycle": matplotlib.cycler(color=[COLORS[i] for i in (5, 0, 2, 4, 6, 1)]), "axes.spines.top": False,
+STYLE = {"axes.prop_cycle": cycler(color=[COLORS[i] for i in (5, 0, 2, 4, 6, 1)]), "axes.spines.top": False,
          "axes.spines.right": False, "axes.titlesize": 11, "axes.labelsize": 10, "xtick.labelsize": 9,
          "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "image.cmap": "viridis"}
 UNKNOWN_FLOW = 1e9                   # pixels: the Middlebury format calls larger values unknown
@@ -110,25 +111,35 @@ def flow_wheel(ax: Axes, max_radius: float = 1) -> Axes:
 
 def flow_arrows(ax: Axes, flow: Arraylike, step: int = 16, color: str = "black") -> Axes:
     """Flow (2, H, W) as one arrow in true length every ``step`` pixels, on axes that show an image."""
-    flow = _flow(flow)
-    y, x = np.mgrid[step // 2:flow.shape[1]:step, step // 2:flow.shape[2]:step]
-    u, v = np.where(np.abs(flow[:, y, x]) <= UNKNOWN_FLOW, flow[:, y, x], np.nan)  # unknown flow has no arrow
-    ax.quiver(x, y, u, v, angles="xy", scale_units="xy", scale=1, color=color, width=0.003)
+    starts, vectors = _arrows(flow, step)
+    ax.quiver(*starts.T, *vectors.T, angles="xy", scale_units="xy", scale=1, color=color, width=0.003)
     return ax
 
 
 def arrows(image: Arraylike, flow: Arraylike, step: int = 16) -> Picture:
-    """Flow (2, H, W) as one arrow in true length every ``step`` pixels, white on black, drawn into an image."""
-    flow = _flow(flow)
-    y, x = np.mgrid[step // 2:flow.shape[1]:step, step // 2:flow.shape[2]:step].reshape(2, -1)
-    starts, vectors = np.stack([x, y], axis=1), flow[:, y, x].T                 # (A, 2)
-    known = (np.abs(vectors) <= UNKNOWN_FLOW).all(axis=1)  # false for NaN too
+    """The same drawn into an image, white with a dark rim.
+
+    Raises:
+        ValueError: a flow of another size.
+    """
+    base, (starts, vectors) = picture(image), _arrows(flow, step)
+    if base.shape[:2] != tuple(flow.shape[1:]):
+        raise ValueError(f"flow must be of the image's {base.shape[:2]}, got {tuple(flow.shape[1:])}")
+    known = np.isfinite(vectors).all(axis=1)
     starts, vectors = starts[known], vectors[known]
     back, across = -0.3 * vectors, 0.2 * vectors[:, ::-1] * (-1, 1)
     strokes = [(starts, vectors), *((starts + vectors, back + side * across) for side in (-1, 1))]
-    share = np.linspace(0, 1, 2 + min(flow.shape[-1], int(np.abs(vectors).max(initial=0))))[:, None, None]
+    share = np.linspace(0, 1, 2 + min(base.shape[1], int(np.abs(vectors).max(initial=0))))[:, None, None]
     places = np.concatenate([begin + share * along for begin, along in strokes]).reshape(-1, 2)
-    return dots(dots(image, places, (0, 0, 0), 3), places, (255, 255, 255))
+    return dots(dots(base, places, (0, 0, 0), 3), places, (255, 255, 255))
+
+
+def _arrows(flow: Arraylike, step: int) -> tuple[NDArray, NDArray]:
+    """Where arrows start (A, 2), x first, and the flow there; unknown flow is NaN and has no arrow."""
+    flow = _flow(flow)
+    y, x = np.mgrid[step // 2:flow.shape[1]:step, step // 2:flow.shape[2]:step].reshape(2, -1)
+    vectors = np.where(np.abs(flow[:, y, x]) <= UNKNOWN_FLOW, flow[:, y, x], np.nan)
+    return np.stack([x, y], axis=1), vectors.T
 
 
 def depth_to_color(depth: Arraylike, nearest: float | None = None, farthest: float | None = None) -> Picture:
@@ -166,11 +177,11 @@ def object_colors() -> Picture:
     """The colours (256, 3) of objects in pictures: seven that people of any colour vision tell apart, and their tints.
 
     They are those of Okabe and Ito; files have the palette of DAVIS, whose dark red and dark green are alike to many.
-    0 is black; after seven ids the same hues come back lighter, then darker.
+    0 is black, 255 (void) pale; after seven ids the same hues come back lighter, then darker, and then all over again.
     """
     hues = np.array([to_rgb(color) for color in COLORS]) * 255
     tints = np.concatenate([hues, (hues + 255) / 2, hues / 2]).round().astype(np.uint8)
-    return np.concatenate([np.zeros((1, 3), np.uint8), np.resize(tints, (255, 3))])
+    return np.concatenate([np.zeros((1, 3)), np.resize(tints, (254, 3)), [[224, 224, 192]]]).astype(np.uint8)
 
 
 def overlay(image: Arraylike, labels: Arraylike, opacity: float = 0.5) -> Picture:
@@ -178,8 +189,8 @@ def overlay(image: Arraylike, labels: Arraylike, opacity: float = 0.5) -> Pictur
 
     Args:
         image: see :func:`picture`.
-        labels: (H, W) integer or bool; 0 is background and stays as it is. Ids take colours
-            modulo 256.
+        labels: (H, W) integer or bool; 0 is background and stays as it is. Ids have the colours of
+            :func:`object_colors`, modulo 256.
         opacity: of the colours, 0 to 1; contours are always opaque.
 
     Returns:

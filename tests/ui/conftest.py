@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from matplotlib.image import imread
 from diffslic import gate
 
 TOKEN = "of-this-test"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = shutil.which("chromium")
 PICTURES = gate.RUNS / "ui"
 A_NOTEBOOK = 300_000  # milliseconds that a whole one may take on a busy machine
 AN_ANSWER = 60_000
@@ -44,6 +45,7 @@ class Served:
 
     address: str
     root: Path  # the folder that it shows
+    token: str = TOKEN
 
 
 @dataclass
@@ -88,6 +90,11 @@ class Explorer:
         """The other state of a box; the same."""
         return self._timed(lambda: self.checkbox(description).press("Space"))
 
+    def place(self, x: float, y: float, pictures: int = 1) -> tuple[int, int]:
+        """Row and column of the image that a place of the picture shows, or of the left one of several."""
+        width, height = self.picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+        return int(y * height), int(x * width) % (width // pictures)
+
     def checkbox(self, description: str) -> Any:
         return self.box.locator(".widget-checkbox").filter(has_text=description).locator("input").first
 
@@ -105,9 +112,13 @@ class Explorer:
 
     def shot(self, name: str) -> np.ndarray:
         """A screenshot (H, W, 3) in [0, 255] of the picture; that of the whole explorer is left in ``runs/ui``."""
-        PICTURES.mkdir(parents=True, exist_ok=True)
         self.box.screenshot(path=PICTURES / f"{name}.png")
-        return (imread(BytesIO(self.picture.screenshot()), format="png")[..., :3] * 255).astype(int)
+        return pixels(self.picture)
+
+
+def pixels(locator: Any) -> np.ndarray:
+    """A screenshot (H, W, 3) in [0, 255] of something."""
+    return (imread(BytesIO(locator.screenshot()), format="png")[..., :3] * 255).astype(int)
 
 
 def start(command: list[str], log: Path, pattern: str,
@@ -135,8 +146,12 @@ def started() -> Callable[..., tuple[subprocess.Popen, str]]:
 @pytest.fixture(scope="session")
 def pictures() -> Path:
     """Where screenshots are left to be looked at."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
     return PICTURES
+
+
+@pytest.fixture(scope="session")
+def shown() -> Callable[[Any], np.ndarray]:
+    return pixels
 
 
 @pytest.fixture(scope="session")
@@ -151,6 +166,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         ["jupyter", "lab", "--no-browser", "--port=0", "--allow-root", "--ip=127.0.0.1",
          f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}", f"--LabApp.user_settings_dir={settings}",
          "--LabApp.expose_app_in_browser=True"], settings / "log", r"http://127\.0\.0\.1:\d+")
+    for _ in range(300):                                                   # it says where before it listens
+        try:
+            with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), timeout=1):
+                break
+        except OSError:
+            time.sleep(0.1)
     yield Served(address, root)
     process.terminate()
     process.wait()
@@ -162,6 +183,7 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium")
+    PICTURES.mkdir(parents=True, exist_ok=True)
     with playwright.sync_playwright() as control:
         chromium = control.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
@@ -185,8 +207,11 @@ def explorers(lab: Served, page: Any) -> Iterator[Callable[..., list[Explorer]]]
             if "parameters" in cell.metadata.get("tags", ()):
                 cell.source += "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
         nbformat.write(notebook, lab.root / f"{name}.ipynb")
-        page.goto(f"{lab.address}/lab/tree/{name}.ipynb?token={TOKEN}")
-        page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady")
+        # A workspace of its own: another would open what was open in it before, too.
+        page.goto(f"{lab.address}/lab/workspaces/{name}/tree/{name}.ipynb?token={TOKEN}")
+        page.wait_for_function("name => window.jupyterapp?.shell.currentWidget?.context?.path === name",
+                               arg=f"{name}.ipynb")
+        page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext.isReady")
         page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'")
         page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.allRan = true; })"
                       ".catch(() => { window.allRan = true; }) && null")
@@ -205,6 +230,5 @@ def latencies() -> Iterator[dict[str, float]]:
     """Seconds by what was done; left in ``runs/ui`` at the end, a file from each process that tests."""
     found: dict[str, float] = {}
     yield found
-    PICTURES.mkdir(parents=True, exist_ok=True)
     lines = "".join(f"{seconds:6.3f}  {name}\n" for name, seconds in found.items())
     (PICTURES / f"latencies-{os.environ.get('PYTEST_XDIST_WORKER', 'all')}.txt").write_text(lines)

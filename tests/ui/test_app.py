@@ -5,26 +5,32 @@ import socket
 import subprocess
 import time
 import zipfile
-from io import BytesIO
 
+import nbformat
 import numpy as np
 import pytest
-from matplotlib.image import imread
 
 from diffslic import datasets, gate
 from diffslic.datasets import io
+from diffslic.datasets.video import write_video
 
 # A drop as the browser tells of it: of a folder, which holds two frames and a file of another kind.
 DROP = """async (field, names) => {
     const parts = new DataTransfer();
     for (const [name, bytes] of names) parts.items.add(new File([new Uint8Array(bytes)], name));
-    const entry = (file) => ({isFile: true, file: (yes) => yes(file)});
+    const entry = (file) => ({isFile: true, name: file.name, file: (yes) => yes(file)});
     let files = [...parts.files].map(entry);
-    const folder = {isFile: false, createReader: () => ({readEntries: (yes) => { yes(files); files = []; }})};
+    const reader = {readEntries: (yes) => { yes(files); files = []; }};
+    const folder = {isFile: false, name: "mine", createReader: () => reader};
     const event = new DragEvent("drop", {bubbles: true, cancelable: true});
     Object.defineProperty(event, "dataTransfer", {value: {items: [{webkitGetAsEntry: () => folder}]}});
     field.dispatchEvent(event);
 }"""
+
+
+def test_it_is_short():
+    cells = nbformat.read(gate.NOTEBOOKS / "app" / "app.ipynb", as_version=4).cells
+    assert len(cells) <= 15 and "def " not in "".join(cell.source for cell in cells if cell.cell_type == "code")
 
 
 @pytest.fixture
@@ -45,11 +51,7 @@ def app(page, tmp_path, started):
     process.wait()
 
 
-def shown(locator):
-    return (imread(BytesIO(locator.screenshot()), format="png")[..., :3] * 255).astype(int)
-
-
-def test_frames_go_in_and_masks_come_out(app, tmp_path, pictures):
+def test_frames_go_in_and_masks_come_out(app, tmp_path, pictures, shown):
     page, kept = app
     assert "pipeline" not in page.locator("body").inner_text()            # no code
     page.get_by_role("button", name="Show me an example").click()
@@ -75,12 +77,17 @@ def test_frames_go_in_and_masks_come_out(app, tmp_path, pictures):
         io.write_image(tmp_path / "frames" / f"{t}.png", clip.frame(t))
     files = [[path.name, list(path.read_bytes())] for path in sorted((tmp_path / "frames").iterdir())]
     page.locator(".diffslic-drop").evaluate(DROP, [*files, ["notes.txt", [1, 2]]])
-    page.get_by_text("2 files received").wait_for()
     page.get_by_text("2 frames: done").wait_for()
     page.locator("input[type=file]").first.set_input_files(gate.NOTEBOOKS / "README.md")
     page.get_by_text("nothing that can be read").wait_for()
     page.locator("input[type=file]").first.set_input_files(tmp_path / "frames" / "0.png")
-    page.get_by_text("not a video by its name").wait_for()
+    page.get_by_text("0.png: motion needs at least two frames, got one image", exact=True).wait_for()
+
+    write_video(tmp_path / "film.mp4", [clip.frame(t % 2) for t in range(3)])
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "film.mp4")
+    page.get_by_text("3 frames: done").wait_for()
+    page.locator("input[type=file]").nth(1).set_input_files(tmp_path / "frames")  # a whole folder
+    page.get_by_text("2 frames: done").wait_for()
 
     assert [*kept.rglob("masks.zip")]
     page.goto("about:blank")
@@ -90,9 +97,8 @@ def test_frames_go_in_and_masks_come_out(app, tmp_path, pictures):
     assert not [*kept.rglob("*.png")] and not [*kept.rglob("*.zip")]      # what came with the page is gone
 
 
-def test_the_example_has_bodies_apart(app):
+def test_the_example_has_bodies_apart(app, shown):
     page, _ = app
-    page.get_by_label("tell objects apart").check()
     page.get_by_role("button", name="Show me an example").click()
     page.get_by_text("8 frames: done").wait_for()
     boxes = page.locator(".widget-checkbox", has_text="object")

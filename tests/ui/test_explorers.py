@@ -35,7 +35,8 @@ def test_superpixels(explorers, latencies):
     assert before.std() > 20 and share(before, YELLOW) > 0.05
     latencies["superpixels, fewer iterations"] = explorer.pressed("iterations", "Home")
     latencies["superpixels, a click"] = explorer.clicked(0.25, 0.2)
-    row, column = (int(number) for number in re.search(r"affinities of \((\d+), (\d+)\)", explorer.caption).groups())
+    row, column = explorer.place(0.25, 0.2)
+    assert f"nine affinities of ({row}, {column}): " in explorer.caption
     nine = [float(number) for number in explorer.caption.split(": ")[1].replace("/", " ").split()]
     assert len(nine) == 9 and abs(sum(nine) - 1) < 0.06
     after = explorer.shot("superpixels")
@@ -52,7 +53,8 @@ def test_flow_and_depth(explorers, latencies):
     latencies["flow, a click"] = flow.clicked(0.2, 0.7)
     first = flow.caption
     shown = flow.shot("flow")
-    assert re.fullmatch(r"row \d+, column \d+: moves .* px to the right and .* px down", first)
+    row, column = flow.place(0.2, 0.7, pictures=2)
+    assert re.fullmatch(rf"row {row}, column {column}: moves .* px to the right and .* px down", first)
     assert share(around(shown, 0.2, 0.7), WHITE) > 0.1 and share(shown[:, shown.shape[1] // 2:], PINK, 120) > 0.001
     latencies["flow, no correction"] = flow.pressed("corrections", "Home")
     assert "moves +0.0 px to the right and +0.0 px down" in flow.caption
@@ -65,7 +67,8 @@ def test_flow_and_depth(explorers, latencies):
     assert legend.bounding_box()["width"] > 50 and "at the rim" in flow.box.inner_text()
     before = depth.shot("depth-before")
     latencies["depth, a click"] = depth.clicked(0.15, 0.8)
-    assert re.search(r"\d+\.\d\d m, give or take \d+\.\d\d m|no depth here", depth.caption)
+    row, column = depth.place(0.15, 0.8, pictures=2)
+    assert re.fullmatch(rf"row {row}, column {column}: \d+\.\d\d m, give or take \d+\.\d\d m", depth.caption)
     after = depth.shot("depth")
     assert changed(before, after) > 0.001 and share(around(after, 0.15, 0.8), WHITE) > 0.1
     assert share(after[:, after.shape[1] // 2:], (70, 0, 110)) > 0.001     # the epipolar line

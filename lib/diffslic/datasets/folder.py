@@ -172,6 +172,8 @@ def _is_like(found: tuple[int, ...], size: tuple[int, int], rounding: bool = Fal
 def _from_video(path: Path) -> Clip:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; {LAYOUT}")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(f"{path}: motion needs at least two frames, got one image")
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise ValueError(f"{path}: not a video by its name (known: {' '.join(VIDEO_SUFFIXES)}); {LAYOUT}")
     video = Video(path)

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffslic.files import written_whole
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
+FPS = 24  # frames per second of films of a video that says nothing of its own
 # Without it the decoder repeats and drops frames until a variable frame rate (phones) looks constant.
 EVERY_FRAME = ["-fps_mode", "passthrough"]
 
@@ -92,7 +93,7 @@ def _reason(error: Exception) -> str:
     return lines[-1] if lines else "it has no video stream"
 
 
-def write_video(path: str | Path, frames: Iterable[Tensor], fps: float = 24) -> None:
+def write_video(path: str | Path, frames: Iterable[Tensor], fps: float = FPS) -> None:
     """Encode frames (3, H, W) RGB in [0, 1], all of one size, as they come; H.264 for a path in .mp4.
 
     An odd last row or column is repeated once, since the codec wants even sides.

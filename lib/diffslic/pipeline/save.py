@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from diffslic import metrics, viz
 from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
-from diffslic.datasets.video import write_video
+from diffslic.datasets.video import FPS, write_video
 from diffslic.flow import RAFT
 from diffslic.pipeline.precompute import video_flow, video_flow_both_ways
 from diffslic.superpixels import SSN, SpixelFCN
@@ -112,7 +112,7 @@ def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, pol
 
     for name, picture in zip(names, pictures()):
         io.write_image(folder / "colors" / f"{name}.png", picture)
-    write_video(folder / "colors.mp4", pictures(), clip.fps or 24)
+    write_video(folder / "colors.mp4", pictures(), clip.fps or FPS)
     figures = {"pairs": len(clip) - 1, "mean_motion": float(np.mean(lengths)), "largest": largest}
     return {**figures, "occluded": float(np.mean(occluded))} if both_ways else figures
 

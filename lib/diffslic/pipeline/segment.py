@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from diffslic import datasets, geometry, viz
 from diffslic.datasets import given_masks, io
 from diffslic.datasets.clip import VOID, Clip
-from diffslic.datasets.video import write_video
+from diffslic.datasets.video import FPS, write_video
 from diffslic.files import note_says, write_note
 from diffslic.flow import POLISH, RAFT
 from diffslic.pipeline.inputs import find_superpixels, network_input
@@ -133,7 +133,7 @@ class Segmentation(ABC):
         if overlay and not official:
             for t, picture in enumerate(overlays(self.clip, paths)):
                 io.write_image(folder / "overlay" / f"{self.clip.frame_name(t)}.png", picture)
-            write_video(folder / "overlay.mp4", overlays(self.clip, paths), fps or self.clip.fps or 24)
+            write_video(folder / "overlay.mp4", overlays(self.clip, paths), fps or self.clip.fps or FPS)
 
     def _claim(self, note: Path, used: bool) -> None:
         """Note in a folder whose masks it holds; refuse one in use that holds others."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import ZIP_STORED, ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import torch
 from torch import Tensor
@@ -11,23 +11,22 @@ from torch import Tensor
 from diffslic import datasets, geometry
 from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
-from diffslic.datasets.video import write_video
+from diffslic.datasets.video import FPS, write_video
 from diffslic.files import written_whole
 from diffslic.pipeline.objects import graph_proposals, moving, track
 from diffslic.pipeline.segment import UNetSegmentation, overlays, segment
 from diffslic.segmentation import Tracker
 
 LONGEST = 300  # frames of which all pictures are kept in memory
-FPS = 24  # of films of a video that says nothing of its own
 
 
 class Survey(NamedTuple):
     """What was found in a video of T frames, at the height of the networks (h, w), and where its files are."""
 
     frames: list[Tensor]  # T of (3, h, w) in [0, 1]
-    superpixels: list[Tensor]  # T of (h, w)
+    superpixels: list[Tensor]  # T of (h, w) int32
     flows: list[Tensor]  # T - 1 of (2, h, w) in pixels
-    masks: list[Tensor]  # T of (h, w): 0 the world, from 1 what moves
+    masks: list[Tensor]  # T of (h, w) uint8: 0 the world, from 1 what moves
     files: list[Path]  # to take away
 
 
@@ -59,7 +58,7 @@ def survey(source: str | Path | Clip, folder: str | Path, *, objects: bool = Fal
     found = _seen(job, objects, tell)
     names = [clip.frame_name(t) for t in range(len(clip))]
     for name, superpixels, mask in zip(names, found.superpixels, found.masks):
-        superpixels, mask = geometry.resize_labels(torch.stack([superpixels, mask]), clip.size)
+        superpixels, mask = geometry.resize_labels(torch.stack([superpixels, mask]).long(), clip.size)
         io.write_segments(folder / "superpixels" / f"{name}.png", superpixels)
         io.write_labels(folder / "masks" / f"{name}.png", mask)
     for name, flow in zip(names, found.flows):
@@ -77,17 +76,17 @@ def _seen(job: UNetSegmentation, objects: bool, tell: Callable[[int, int], objec
         if objects:
             [frame] = track([view], [mask], graph_proposals, tracker)
         found.frames.append(view.frame.cpu())
-        found.superpixels.append(view.superpixels.labels.cpu())
+        found.superpixels.append(view.superpixels.labels.int().cpu())
         found.flows.append(view.flow.cpu())
-        found.masks.append(frame.labels if objects else mask.long())
+        found.masks.append(frame.labels.byte() if objects else mask.byte())
         tell(len(found.frames), len(job.clip))
     return found._replace(flows=found.flows[:-1])  # that of the last frame is the way back
 
 
 def _zipped(folder: Path) -> Path:
-    """The files of a folder in one, beside it; they are compressed already."""
+    """The files of a folder in one, beside it."""
     path = folder.with_suffix(".zip")
-    with written_whole(path) as temporary, ZipFile(temporary, "w", ZIP_STORED) as archive:
+    with written_whole(path) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED) as archive:
         for file in sorted(folder.iterdir()):
             archive.write(file, f"{folder.name}/{file.name}")
     return path

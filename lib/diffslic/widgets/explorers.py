@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import ipywidgets
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffslic import viz
-from diffslic.widgets.panel import Panel, check_lengths, chosen_by_click, frame_slider, jpeg, pixel_sliders, player
+from diffslic.widgets.panel import Panel, Player, check_lengths, chosen_by_click, frame_slider, jpeg, pixel_sliders
 
 KEPT = 256  # pictures of an explorer that are not drawn again
 
@@ -40,7 +40,7 @@ def frame_player(images: Sequence[viz.Arraylike], labels: Sequence[str] = (), fp
     check_lengths(images, labels=labels)
     frames, slider = [jpeg(image) for image in images], frame_slider(len(images))
     return Panel(lambda: frames[slider.value], lambda: labels[slider.value] if labels else "", [slider],
-                 player(slider, fps))
+                 Player(slider, fps))
 
 
 def overlay_explorer(frames: Sequence[viz.Arraylike], masks: Sequence[viz.Arraylike] | Callable[[int], viz.Arraylike],
@@ -62,7 +62,7 @@ def overlay_explorer(frames: Sequence[viz.Arraylike], masks: Sequence[viz.Arrayl
     check_lengths(frames, scores=scores)
     if not callable(masks):
         check_lengths(frames, masks=masks)
-    mask_of = lru_cache(maxsize=KEPT)(masks if callable(masks) else masks.__getitem__)
+    mask_of = lru_cache(maxsize=1)(masks) if callable(masks) else masks.__getitem__
     frame, colours = frame_slider(len(frames)), viz.object_colors()
     opacity = ipywidgets.FloatSlider(value=0.5, min=0, max=1, step=0.05, description="opacity")
     boxes = {thing: ipywidgets.Checkbox(value=True, description=f"object {thing}", indent=False,
@@ -70,9 +70,9 @@ def overlay_explorer(frames: Sequence[viz.Arraylike], masks: Sequence[viz.Arrayl
                                         style={"background": "rgb({}, {}, {}, 0.6)".format(*colours[thing % 256])})
              for thing in objects}
 
-    @lru_cache(maxsize=KEPT)
+    @lru_cache(maxsize=max(KEPT, 2 * len(frames)))  # or playing over and over would find none of them
     def drawn(t: int, strength: float, hidden: tuple[int, ...]) -> bytes:
-        labels = torch.as_tensor(mask_of(t))
+        labels = torch.as_tensor(mask_of(t)).cpu().long()
         if hidden:
             labels = torch.where(torch.isin(labels, torch.tensor(hidden)), 0, labels)
         return jpeg(viz.overlay(frames[t], labels, strength))
@@ -81,7 +81,7 @@ def overlay_explorer(frames: Sequence[viz.Arraylike], masks: Sequence[viz.Arrayl
         return drawn(frame.value, opacity.value, tuple(thing for thing, box in boxes.items() if not box.value))
 
     return Panel(draw, lambda: f"score {scores[frame.value]:.3f}" if len(scores) else "",
-                 [frame, opacity, *boxes.values()], player(frame, fps))
+                 [frame, opacity, *boxes.values()], Player(frame, fps))
 
 
 def layer_explorer(image: viz.Arraylike, alphas: Sequence[viz.Arraylike]) -> Panel:
@@ -154,7 +154,7 @@ def superpixel_explorer(image: Tensor, cluster: Mapping[str, Callable[[int, floa
     """
     image = image.detach().cpu()
     height, width = image.shape[-2:]
-    soft_of = lru_cache(maxsize=64)(lambda name, *setting: cluster[name](*setting))
+    soft_of = lru_cache(maxsize=64)(lambda name, *how: cluster[name](*how))
     features = ipywidgets.Dropdown(options=list(cluster), description="features")
     view = ipywidgets.Dropdown(options=["boundaries", "mean colours, hard", "mean colours, soft"], description="view")
     count = ipywidgets.IntSlider(value=min(100, max_count), min=4, max=max_count, description="superpixels",
@@ -167,28 +167,34 @@ def superpixel_explorer(image: Tensor, cluster: Mapping[str, Callable[[int, floa
     for control in controls:
         control.style.description_width = "initial"  # names longer than the default would be cut
 
-    def soft() -> SoftSuperpixels:
-        return soft_of(features.value, count.value, compactness.value, iterations.value)
+    def setting() -> tuple[str, int, float, int]:
+        return features.value, count.value, compactness.value, iterations.value
+
+    @lru_cache(maxsize=1)
+    def shown(name: str, *how: Any) -> tuple[viz.Picture, int]:
+        """A view without what depends on the pixel, and how many superpixels there are."""
+        found = soft_of(*how)
+        labels = found.labels[0].cpu()
+        number = labels.unique().numel()
+        if name == "boundaries":
+            return viz.boundaries(image, labels), number
+        if name.endswith("hard"):
+            return viz.mean_color(image, labels), number
+        at = image[None].to(found.affinity)
+        return viz.picture(found.unpool(found.pool(at))[0].clamp(0, 1)), number
 
     def draw() -> bytes:
-        found, (y, x) = soft(), (row.value, column.value)
-        labels = found.labels[0].cpu()
-        if view.value == "boundaries":
-            shown = viz.boundaries(image, labels)
-        elif view.value.endswith("hard"):
-            shown = viz.mean_color(image, labels)
-        else:
-            at = image[None].to(found.affinity)
-            shown = viz.picture(found.unpool(found.pool(at))[0].clamp(0, 1))
+        found, (y, x) = soft_of(*setting()), (row.value, column.value)
+        labels = found.labels[0].cpu().numpy()
         weight = np.zeros(labels.shape, dtype=np.float32)
         for candidate, affinity in zip(found.candidates[:, y, x].tolist(), found.affinity[0, :, y, x].tolist()):
-            weight[labels.numpy() == candidate] = affinity
-        return jpeg(viz.tint(shown, weight, (y, x)))
+            weight[labels == candidate] = affinity
+        return jpeg(viz.tint(shown(view.value, *setting())[0], weight, (y, x)))
 
     def caption() -> str:
-        found = soft()
-        nine = found.affinity[0, :, row.value, column.value].tolist()
+        nine = soft_of(*setting()).affinity[0, :, row.value, column.value].tolist()
         rows = " / ".join(" ".join(f"{value:.2f}" for value in nine[k:k + 3]) for k in (0, 3, 6))
-        return f"{found.labels.unique().numel()} superpixels; nine affinities of ({row.value}, {column.value}): {rows}"
+        number = shown(view.value, *setting())[1]
+        return f"{number} superpixels; nine affinities of ({row.value}, {column.value}): {rows}"
 
     return chosen_by_click(Panel(draw, caption, controls), row, column)

@@ -38,25 +38,27 @@ def flow_explorer(frames: Sequence[viz.Arraylike], estimates: Sequence[Tensor],
         shapes = sorted({tuple(steps.shape) for steps in estimates})
         raise ValueError(f"estimates must all be (I, 2, H, W), got {shapes}")
     n_steps, _, height, width = estimates[0].shape
-    paths = [F.pad(steps.detach().cpu(), (0, 0, 0, 0, 0, 0, 1, 0)) for steps in estimates]  # (1 + I, 2, H, W) from 0 on
-    largest = max(float(path[-1].norm(dim=0).max()) for path in paths)
+    flows = [steps.detach().cpu() for steps in estimates]
+    largest = max(float(steps[-1].norm(dim=0).max()) for steps in flows)
     likeness_of = lru_cache(maxsize=64)(likeness)
-    frame, (row, column) = frame_slider(len(paths)), pixel_sliders(height, width)
+    frame, (row, column) = frame_slider(len(flows)), pixel_sliders(height, width)
     view = ipywidgets.Dropdown(options=["frame", "arrows", "flow", *["occlusion"] * (len(hidden) > 0)],
                                description="left")
-    step = ipywidgets.IntSlider(value=n_steps, max=n_steps, description="corrections")
+    step = ipywidgets.IntSlider(value=n_steps, max=n_steps, description="corrections") if n_steps > 1 else None
 
     @lru_cache(maxsize=64)
     def left(t: int, name: str, steps: int) -> viz.Picture:
-        if name == "flow":
-            return viz.flow_to_color(paths[t][steps], max(largest, 1e-3))
-        if name == "arrows":
-            return viz.arrows(frames[t], paths[t][steps])
+        if name in ("flow", "arrows"):
+            field = flows[t][steps - 1] if steps else torch.zeros(2, height, width)
+            return viz.arrows(frames[t], field) if name == "arrows" else viz.flow_to_color(field, max(largest, 1e-3))
         return viz.hatched(frames[t], hidden[t]) if name == "occlusion" else viz.picture(frames[t])
 
+    def steps_taken() -> int:
+        return n_steps if step is None else step.value
+
     def way() -> Tensor:
-        """(1 + steps, 2) of the pixel."""
-        return paths[frame.value][:step.value + 1, :, row.value, column.value]
+        """(1 + steps, 2) of the pixel, from no motion on."""
+        return F.pad(flows[frame.value][:steps_taken(), :, row.value, column.value], (0, 0, 1, 0))
 
     def draw() -> bytes:
         t, pixel = frame.value, (row.value, column.value)
@@ -65,7 +67,7 @@ def flow_explorer(frames: Sequence[viz.Arraylike], estimates: Sequence[Tensor],
         u, v = (round(float(value)) for value in way()[-1])
         there = min(max(pixel[0] + v, 0), height - 1), min(max(pixel[1] + u, 0), width - 1)
         right = viz.dots(viz.tint(frames[t + 1], field, there), way() + torch.tensor(pixel[::-1]), (255, 220, 0), 3)
-        return jpeg(np.concatenate([viz.tint(left(t, view.value, step.value), field * 0, pixel), right], axis=1))
+        return jpeg(np.concatenate([viz.tint(left(t, view.value, steps_taken()), field * 0, pixel), right], axis=1))
 
     def text() -> str:
         u, v = way()[-1].tolist()
@@ -73,7 +75,7 @@ def flow_explorer(frames: Sequence[viz.Arraylike], estimates: Sequence[Tensor],
 
     legend = ipywidgets.HBox([ipywidgets.Image(value=jpeg(viz.flow_disc(61)), format="jpeg", width=61, height=61),
                               ipywidgets.Label(f"colours of the flow; at the rim {largest:.1f} px")])
-    controls = [frame, view, row, column, *[step] * (n_steps > 1)]
+    controls = [frame, view, row, column, *([] if step is None else [step])]
     return chosen_by_click(Panel(draw, text, controls, below=[legend]), row, column, pictures=2)
 
 

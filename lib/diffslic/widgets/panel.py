@@ -16,13 +16,16 @@ class Panel(ipywidgets.VBox):
     """A picture above its caption and controls; picture and caption are renewed whenever a slider moves.
 
     Args:
-        draw: the picture as JPEG, from the sliders' values. caption: its line of text.
-        controls: further ones, that move a slider themselves. below: what stays as it is, under the controls.
+        draw: the picture as JPEG, from the sliders' values.
+        caption: its line of text.
+        controls: further ones, that move a slider themselves.
+        below: what stays as it is, under the controls.
     """
 
     def __init__(self, draw: Callable[[], bytes], caption: Callable[[], str], sliders: Sequence[ipywidgets.Widget],
                  *controls: ipywidgets.Widget, below: Sequence[ipywidgets.Widget] = ()) -> None:
         self._draw, self._caption, self._held = draw, caption, False
+        self.clicks: Event | None = None
         self.picture, self.text = ipywidgets.Image(format="jpeg"), ipywidgets.Label()
         bar = ipywidgets.HBox([*controls, *sliders], layout=ipywidgets.Layout(flex_flow="row wrap"))
         super().__init__([self.picture, self.text, bar, *below])
@@ -33,6 +36,12 @@ class Panel(ipywidgets.VBox):
     def _renew(self, _change: object = None) -> None:
         if not self._held:
             self.text.value, self.picture.value = self._caption(), self._draw()
+
+    def close(self) -> None:
+        """Forget it in the kernel as well, with the clicks that it listens to; children are closed one by one."""
+        if self.clicks is not None:
+            self.clicks.close()
+        super().close()
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -48,14 +57,14 @@ class Panel(ipywidgets.VBox):
 def chosen_by_click(panel: Panel, row: ipywidgets.IntSlider, column: ipywidgets.IntSlider, pictures: int = 1) -> Panel:
     """A panel whose sliders also follow a click on its picture, or on any of several side by side."""
     height, width = row.max + 1, column.max + 1
-    clicks = Event(source=panel.picture, watched_events=["click"])
+    panel.clicks = Event(source=panel.picture, watched_events=["click"])
 
     def pick(event: dict[str, Any]) -> None:
         with panel.together():
             row.value = min(max(int(event["dataY"]), 0), height - 1)
             column.value = min(max(int(event["dataX"]), 0), pictures * width - 1) % width
 
-    clicks.on_dom_event(pick)
+    panel.clicks.on_dom_event(pick)
     return panel
 
 
@@ -69,17 +78,26 @@ def frame_slider(n_frames: int) -> ipywidgets.IntSlider:
     return ipywidgets.IntSlider(min=0, max=n_frames - 1, description="frame")
 
 
-def player(slider: ipywidgets.IntSlider, fps: float) -> ipywidgets.Play:
+class Player(ipywidgets.Play):
     """A play button that moves a slider at so many frames per second, over and over.
 
     Raises:
         ValueError: a rate that is not positive.
     """
-    if not fps > 0:
-        raise ValueError(f"fps must be positive, got {fps}")
-    play = ipywidgets.Play(max=slider.max, interval=round(1000 / fps), description="play the frames", repeat=True)
-    ipywidgets.jslink((play, "value"), (slider, "value"))
-    return play
+
+    _link: ipywidgets.Widget | None = None
+
+    def __init__(self, slider: ipywidgets.IntSlider, fps: float) -> None:
+        if not fps > 0:
+            raise ValueError(f"fps must be positive, got {fps}")
+        super().__init__(max=slider.max, interval=round(1000 / fps), description="play the frames", repeat=True)
+        self._link = ipywidgets.jslink((self, "value"), (slider, "value"))
+
+    def close(self) -> None:
+        """Forget it in the kernel as well, and the link to the slider."""
+        if self._link is not None:
+            self._link.close()
+        super().close()
 
 
 def check_lengths(frames: Sequence, **others: Sequence) -> None:
