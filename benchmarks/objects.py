@@ -11,6 +11,7 @@ both with a hundred pixels at least for a new object, and the twenty largest obj
 is that of Student's t at 95 %, over scenes.
 
     python benchmarks/objects.py [--scenes 20] [--cache cache]
+    python benchmarks/objects.py --scenes 24 --first 970000       # others, on which choices were made
 """
 
 import argparse
@@ -41,19 +42,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=20, help="how many")
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="flow and superpixels are kept below it")
+    parser.add_argument("--first", type=int, default=SEED, help="seed of the first")
     parser.add_argument("--masks", default="motion", help="the U-Net that says what moves")
+    parser.add_argument("--instances", default="instances", help="the U-Net of several masks, a name or a file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     raft, ssn, unet = RAFT.from_pretrained("small"), SSN.from_pretrained("scenes"), UNet.from_pretrained(options.masks)
     folders = [pipeline.cache_folder(options.cache, "crowd", f"{SIZE[0]}x{SIZE[1]}", kind)
                for kind in ("flow", "superpixels")]
     ways = {"graph": pipeline.graph_proposals,
-            "network": pipeline.learned_proposals(UNet.from_pretrained("instances"))}
+            "network": pipeline.learned_proposals(UNet.from_pretrained(options.instances))}
     rows, seconds = [], []
     print(f"{'':13}" + "".join(f"{name:>23}" for name in (*ways, "components")))
     print(f"{'':13}" + 3 * "    J&F switches misses")
     for scene in datasets.open("scenes", preset="crowd", n_clips=options.scenes, n_frames=N_FRAMES, size=SIZE,
-                               seed=SEED, lighting=0.1, noise=0.01):
+                               seed=options.first, lighting=0.1, noise=0.01):
         clips = pipeline.precompute_flow([scene], raft, folders[0], both_ways=True, progress=False)
         [clip] = pipeline.precompute_superpixels(clips, ssn, folders[1], progress=False)
         masks = np.stack([pipeline.moving(unet, view).numpy() for view in pipeline.views_of(clip)])
