@@ -20,7 +20,7 @@ MAKEFLAGS += --no-print-directory
 .PHONY: help install run notebooks book test lint lab app bench overview clean
 
 help:
-	@echo "make run        motion segmentation, end to end: executed notebook, HTML page and figures in runs/"
+	@echo "make install    everything into .venv/, once      make run    motion segmentation, end to end, in runs/"
 	@echo "make notebooks  the same for every notebook      make book   one offline site of them in runs/book/"
 	@echo "make lab        JupyterLab                       make app    a page to drop videos on, on this machine"
 	@echo "make test       the whole test suite             make lint   ruff, mypy, nbstripout"
@@ -81,5 +81,5 @@ overview: $(INSTALLED)
 	@$(BIN)/python docs/overview.py notebooks/overview.png
 
 clean:
-	@rm -rf runs cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	@rm -rf runs cache notebooks/runs notebooks/cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	@find lib tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

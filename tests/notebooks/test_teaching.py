@@ -68,6 +68,9 @@ def of_solutions(cells):
     for place, number in heads:
         if cells[place].cell_type != "markdown" or cells[place].metadata.get(FOLDED) is not True:
             yield f"solution {number} is not folded"
+        if not re.fullmatch(r"### Solution \d+\n\n<details><summary>In words</summary>\n\n.+\n\n</details>",
+                            cells[place].source, re.DOTALL):
+            yield f"solution {number} can be read before it is opened"
         rest = takewhile(lambda cell: is_solution(cell) and not cell.source.startswith("### "), cells[place + 1:])
         if not any(cell.cell_type == "code" for cell in rest):
             yield f"solution {number} has no code"
@@ -152,6 +155,7 @@ def drop(offset=0):
     ({"solution": drop(1)}, "solution 1 has no code"),
     ({"solution": lambda cells, place: cells[place + 1].metadata.pop("tags")}, "solutions do not follow"),
     ({"solution": replace("### Solution 1", "**Solution 1.**")}, "solutions of"),
+    ({"solution": replace("<details>", "")}, "can be read before it is opened"),
     ({"wrong": replace("## What can", "## What may")}, "What can go wrong"),
     ({"wrong": drop(1)}, "What can go wrong"),
     ({"caption": replace("*Figure 2.", "*Figure 7.")}, "figures are numbered"),

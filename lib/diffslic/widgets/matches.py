@@ -74,7 +74,8 @@ def flow_explorer(frames: Sequence[viz.Arraylike], estimates: Sequence[Tensor],
         return f"row {row.value}, column {column.value}: moves {u:+.1f} px to the right and {v:+.1f} px down"
 
     legend = ipywidgets.HBox([ipywidgets.Image(value=jpeg(viz.flow_disc(61)), format="jpeg", width=61, height=61),
-                              ipywidgets.Label(f"colours of the flow; at the rim {largest:.1f} px")])
+                              ipywidgets.Label(f"colours of the flow; at the rim {largest:.1f} px"),
+                              ipywidgets.Label("| right: the next frame, pink where it is like the pixel")])
     controls = [frame, view, row, column, *([] if step is None else [step])]
     return chosen_by_click(Panel(draw, text, controls, below=[legend]), row, column, pictures=2)
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import ipywidgets
 from ipyevents import Event
-from matplotlib.image import imsave
+from matplotlib.image import imread, imsave
 
 from diffslic import viz
+
+HIGHEST = "58vh"  # of a picture, as a share of the window
 
 
 class Panel(ipywidgets.VBox):
@@ -26,7 +28,10 @@ class Panel(ipywidgets.VBox):
                  *controls: ipywidgets.Widget, below: Sequence[ipywidgets.Widget] = ()) -> None:
         self._draw, self._caption, self._held = draw, caption, False
         self.clicks: Event | None = None
-        self.picture, self.text = ipywidgets.Image(format="jpeg"), ipywidgets.Label()
+        height, width = imread(io.BytesIO(draw()), format="jpeg").shape[:2]
+        # Not so high that the controls would leave the window; the width follows, or clicks would miss.
+        self.picture = ipywidgets.Image(format="jpeg", layout={"width": f"min(100%, {HIGHEST} * {width / height:.4f})"})
+        self.text = ipywidgets.Label()
         bar = ipywidgets.HBox([*controls, *sliders], layout=ipywidgets.Layout(flex_flow="row wrap"))
         super().__init__([self.picture, self.text, bar, *below])
         for slider in sliders:
@@ -94,7 +99,8 @@ class Player(ipywidgets.Play):
         self._link = ipywidgets.jslink((self, "value"), (slider, "value"))
 
     def close(self) -> None:
-        """Forget it in the kernel as well, and the link to the slider."""
+        """Forget it in the kernel as well, and the link to the slider; what plays in a browser stops first."""
+        self.playing = False
         if self._link is not None:
             self._link.close()
         super().close()
