@@ -26,7 +26,7 @@ class SoftSuperpixels(Protocol):
     def unpool(self, superpixels: Tensor) -> Tensor: ...
 
 
-def frame_player(images: Sequence[viz.Arraylike], labels: Sequence[str] = (), fps: float = 12) -> Panel:
+def frame_player(images: Sequence[viz.Arraylike], labels: Sequence[str] = (), fps: float = 15) -> Panel:
     """A video with a play button and a frame slider.
 
     Args:
@@ -44,7 +44,7 @@ def frame_player(images: Sequence[viz.Arraylike], labels: Sequence[str] = (), fp
 
 
 def overlay_explorer(frames: Sequence[viz.Arraylike], masks: Sequence[viz.Arraylike] | Callable[[int], viz.Arraylike],
-                     scores: Sequence[float] = (), objects: Sequence[int] = (), fps: float = 12) -> Panel:
+                     scores: Sequence[float] = (), objects: Sequence[int] = (), fps: float = 15) -> Panel:
     """Masks over frames: a play button, sliders for frame and opacity, a box for each object, the frame's score.
 
     A frame is drawn and encoded when it is first on show, and kept.
