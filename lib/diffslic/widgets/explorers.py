@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from diffslic import viz
-from diffslic.widgets.panel import Panel, Player, check_lengths, chosen_by_click, frame_slider, jpeg, pixel_sliders
+from diffslic.widgets.panel import (
+    Jpeg,
+    Panel,
+    Player,
+    check_lengths,
+    chosen_by_click,
+    frame_slider,
+    jpeg,
+    pixel_sliders,
+)
 
 KEPT = 256  # pictures of an explorer that are not drawn again
 
@@ -71,13 +80,13 @@ def overlay_explorer(frames: Sequence[viz.Arraylike], masks: Sequence[viz.Arrayl
              for thing in objects}
 
     @lru_cache(maxsize=max(KEPT, 2 * len(frames)))  # or playing over and over would find none of them
-    def drawn(t: int, strength: float, hidden: tuple[int, ...]) -> bytes:
+    def drawn(t: int, strength: float, hidden: tuple[int, ...]) -> Jpeg:
         labels = torch.as_tensor(mask_of(t)).cpu().long()
         if hidden:
             labels = torch.where(torch.isin(labels, torch.tensor(hidden)), 0, labels)
         return jpeg(viz.overlay(frames[t], labels, strength))
 
-    def draw() -> bytes:
+    def draw() -> Jpeg:
         return drawn(frame.value, opacity.value, tuple(thing for thing, box in boxes.items() if not box.value))
 
     return Panel(draw, lambda: f"score {scores[frame.value]:.3f}" if len(scores) else "",
@@ -102,7 +111,7 @@ def layer_explorer(image: viz.Arraylike, alphas: Sequence[viz.Arraylike]) -> Pan
     saturation = ipywidgets.FloatSlider(value=1.5, min=0, max=3, step=0.1, description="saturation")
     view = ipywidgets.Dropdown(options=["recoloured", "alone"], description="show")
 
-    def draw() -> bytes:
+    def draw() -> Jpeg:
         alpha = shares[layer.value - 1]
         if view.value == "recoloured":
             return jpeg(viz.recolor(image, alpha, turn.value, saturation.value))
@@ -183,7 +192,7 @@ def superpixel_explorer(image: Tensor, cluster: Mapping[str, Callable[[int, floa
         at = image[None].to(found.affinity)
         return viz.picture(found.unpool(found.pool(at))[0].clamp(0, 1)), number
 
-    def draw() -> bytes:
+    def draw() -> Jpeg:
         found, (y, x) = soft_of(*setting()), (row.value, column.value)
         labels = found.labels[0].cpu().numpy()
         weight = np.zeros(labels.shape, dtype=np.float32)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffslic import viz
-from diffslic.widgets.panel import Panel, chosen_by_click, frame_slider, jpeg, pixel_sliders
+from diffslic.widgets.panel import Jpeg, Panel, chosen_by_click, frame_slider, jpeg, pixel_sliders
 
 
 def flow_explorer(frames: Sequence[viz.Arraylike], estimates: Sequence[Tensor],
@@ -60,7 +60,7 @@ def flow_explorer(frames: Sequence[viz.Arraylike], estimates: Sequence[Tensor],
         """(1 + steps, 2) of the pixel, from no motion on."""
         return F.pad(flows[frame.value][:steps_taken(), :, row.value, column.value], (0, 0, 1, 0))
 
-    def draw() -> bytes:
+    def draw() -> Jpeg:
         t, pixel = frame.value, (row.value, column.value)
         field = likeness_of(t, *pixel).detach().cpu()
         field = (field - field.min()) / (field.max() - field.min()).clamp(min=1e-9)
@@ -73,7 +73,7 @@ def flow_explorer(frames: Sequence[viz.Arraylike], estimates: Sequence[Tensor],
         u, v = way()[-1].tolist()
         return f"row {row.value}, column {column.value}: moves {u:+.1f} px to the right and {v:+.1f} px down"
 
-    legend = ipywidgets.HBox([ipywidgets.Image(value=jpeg(viz.flow_disc(61)), format="jpeg", width=61, height=61),
+    legend = ipywidgets.HBox([ipywidgets.Image(value=jpeg(viz.flow_disc(61)).data, format="jpeg", width=61, height=61),
                               ipywidgets.Label(f"colours of the flow; at the rim {largest:.1f} px"),
                               ipywidgets.Label("| right: the next frame, pink where it is like the pixel")])
     controls = [frame, view, row, column, *([] if step is None else [step])]
@@ -100,7 +100,7 @@ def depth_explorer(first: Tensor, second: Tensor, flow: Tensor, depth: Tensor, s
     nearest = 0.3 * float(known.quantile(0.01)) if len(known) else 1.0  # a single outlier would stretch the line
     nothing, left_views = depth.new_zeros(depth.shape), {"frame": first, "depth": viz.depth_to_color(depth)}
 
-    def draw() -> bytes:
+    def draw() -> Jpeg:
         pixel = row.value, column.value
         z, spread = float(depth[pixel]), float(sigma[pixel])
         # Even steps of inverse depth are about even steps along the line.

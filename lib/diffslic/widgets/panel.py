@@ -3,34 +3,40 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets
 from ipyevents import Event
-from matplotlib.image import imread, imsave
+from matplotlib.image import imsave
 
 from diffslic import viz
 
 HIGHEST = "58vh"  # of a picture, as a share of the window
 
 
+class Jpeg(NamedTuple):
+    """An encoded picture."""
+
+    data: bytes
+    aspect: float  # width over height
+
+
 class Panel(ipywidgets.VBox):
     """A picture above its caption and controls; picture and caption are renewed whenever a slider moves.
 
     Args:
-        draw: the picture as JPEG, from the sliders' values.
+        draw: the picture, from the sliders' values.
         caption: its line of text.
         controls: further ones, that move a slider themselves.
         below: what stays as it is, under the controls.
     """
 
-    def __init__(self, draw: Callable[[], bytes], caption: Callable[[], str], sliders: Sequence[ipywidgets.Widget],
+    def __init__(self, draw: Callable[[], Jpeg], caption: Callable[[], str], sliders: Sequence[ipywidgets.Widget],
                  *controls: ipywidgets.Widget, below: Sequence[ipywidgets.Widget] = ()) -> None:
         self._draw, self._caption, self._held = draw, caption, False
         self.clicks: Event | None = None
-        height, width = imread(io.BytesIO(draw()), format="jpeg").shape[:2]
         # Not so high that the controls would leave the window; the width follows, or clicks would miss.
-        self.picture = ipywidgets.Image(format="jpeg", layout={"width": f"min(100%, {HIGHEST} * {width / height:.4f})"})
+        self.picture = ipywidgets.Image(format="jpeg", layout={"width": f"min(100%, {HIGHEST} * {draw().aspect:.4f})"})
         self.text = ipywidgets.Label()
         bar = ipywidgets.HBox([*controls, *sliders], layout=ipywidgets.Layout(flex_flow="row wrap"))
         super().__init__([self.picture, self.text, bar, *below])
@@ -40,7 +46,7 @@ class Panel(ipywidgets.VBox):
 
     def _renew(self, _change: object = None) -> None:
         if not self._held:
-            self.text.value, self.picture.value = self._caption(), self._draw()
+            self.text.value, self.picture.value = self._caption(), self._draw().data
 
     def close(self) -> None:
         """Forget it in the kernel as well, with the clicks that it listens to; children are closed one by one."""
@@ -115,9 +121,9 @@ def check_lengths(frames: Sequence, **others: Sequence) -> None:
             raise ValueError(f"{name} must be one for each of the {len(frames)} frames, got {len(values)}")
 
 
-def jpeg(image: viz.Arraylike) -> bytes:
+def jpeg(image: viz.Arraylike) -> Jpeg:
     """A picture as :func:`diffslic.viz.picture` takes it, encoded."""
-    buffer = io.BytesIO()
+    buffer, picture = io.BytesIO(), viz.picture(image)
     # Without chroma subsampling, which would smear contours one pixel wide.
-    imsave(buffer, viz.picture(image), format="jpeg", pil_kwargs={"quality": 90, "subsampling": 0})
-    return buffer.getvalue()
+    imsave(buffer, picture, format="jpeg", pil_kwargs={"quality": 90, "subsampling": 0})
+    return Jpeg(buffer.getvalue(), picture.shape[1] / picture.shape[0])
