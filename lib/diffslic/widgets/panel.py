@@ -35,14 +35,15 @@ class Panel(ipywidgets.VBox):
                  *controls: ipywidgets.Widget, below: Sequence[ipywidgets.Widget] = ()) -> None:
         self._draw, self._caption, self._held = draw, caption, False
         self.clicks: Event | None = None
+        first = draw()
         # Not so high that the controls would leave the window; the width follows, or clicks would miss.
-        self.picture = ipywidgets.Image(format="jpeg", layout={"width": f"min(100%, {HIGHEST} * {draw().aspect:.4f})"})
-        self.text = ipywidgets.Label()
+        self.picture = ipywidgets.Image(value=first.data, format="jpeg",
+                                        layout={"width": f"min(100%, {HIGHEST} * {first.aspect:.4f})"})
+        self.text = ipywidgets.Label(caption())
         bar = ipywidgets.HBox([*controls, *sliders], layout=ipywidgets.Layout(flex_flow="row wrap"))
         super().__init__([self.picture, self.text, bar, *below])
         for slider in sliders:
             slider.observe(self._renew, names="value")
-        self._renew()
 
     def _renew(self, _change: object = None) -> None:
         if not self._held:
