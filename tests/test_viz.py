@@ -257,6 +257,7 @@ def test_timelines_have_a_row_of_colours_for_each_object():
     assert (shown[0] == palette[[7, 3, 3]]).all() and (shown[1, 0] == 255).all() and (shown[1, 1] == 200).all()
     assert [line.get_xydata().tolist() for line in first.lines] == [[[1, 0]]]
     assert [label.get_text() for label in first.get_yticklabels()] == ["1", "5"]
+    assert all(place == int(place) for place in first.get_xticks())
     for wrong in ({}, {"a": (labels, switches), "b": (labels[:, :1], switches[:, :1])}, {"a": (labels[:, :0],) * 2}):
         with pytest.raises(ValueError, match="a panel, and the same objects"):
             viz.timelines(wrong)

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -373,6 +374,7 @@ def timelines(panels: Mapping[str, tuple[Arraylike, Arraylike]], objects: Sequen
         ax.plot(*np.nonzero(switches)[::-1], "x", color="black")
         ax.set(title=title, xlabel="frame", yticks=range(rows),
                yticklabels=objects if len(objects) else range(1, rows + 1))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no frame and a half
     axes[0, 0].set_ylabel("object")
     figure.set_figheight(0.9 + 0.3 * rows)
     plt.close(figure)
