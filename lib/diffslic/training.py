@@ -207,11 +207,11 @@ def _leave_group() -> None:
 
 def _groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """Parameters for the optimiser: those of each named module with the factor of its rate, and all others."""
-    groups = [{"params": list(model.get_submodule(name).parameters()), "factor": factor}
-              for name, factor in rates.items()]
-    named = {parameter for group in groups for parameter in group["params"]}
-    return [{"params": [parameter for parameter in model.parameters() if parameter not in named], "factor": 1.0},
-            *groups]
+    named = {name: list(model.get_submodule(name).parameters()) for name in rates}
+    taken = {parameter for parameters in named.values() for parameter in parameters}
+    others = [parameter for parameter in model.parameters() if parameter not in taken]
+    return [{"params": others, "factor": 1.0},
+            *({"params": parameters, "factor": rates[name]} for name, parameters in named.items())]
 
 
 def _step(fabric: Any, model: nn.Module, optimizer: Any, value: Tensor, schedule: Schedule, step: int) -> float:

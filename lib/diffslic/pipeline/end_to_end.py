@@ -6,7 +6,7 @@ nothing is kept: what the loss says about a mask reaches the features that find 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import pairwise, tee
+from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,12 +133,12 @@ class EndToEnd(nn.Module):
         device = training.device_of(self)
         ahead, seen = tee(frame.to(device) for frame in frames)
         back = None
-        for both, (frame, last) in zip(self.flow.video_both_ways(ahead, self.n_iters), pairwise(seen)):
+        for both, frame in zip(self.flow.video_both_ways(ahead, self.n_iters), seen):
             flow = torch.cat([both.forward, -both.forward if back is None else back])
             yield self.masks_of(frame[None], flow[None]).logits[0, 0]
             back = both.backward
         assert back is not None  # there are two frames at least, or RAFT has said so
-        yield self.masks_of(last[None], torch.cat([-back, back])[None]).logits[0, 0]
+        yield self.masks_of(next(seen)[None], torch.cat([-back, back])[None]).logits[0, 0]
 
     def _computed(self, part: Callable[..., Any], *inputs: Any) -> Any:
         """``part(*inputs)``, whose activations are kept for the way back, or not."""

@@ -84,10 +84,8 @@ def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, see
                 frozen = options.pop("frozen")
                 if "head" in frozen:
                     options["start"] = folder / BASE / str(seed) / "best.safetensors"
-                torch.manual_seed(seed)
-                network = end_to_end.network(n_iters=n_iters, n_spixels=n_spixels, **options)
-                fit = end_to_end.train(out, clips.train, clips.validation, model=network, frozen=frozen, seed=seed,
-                                       **how)
+                shape = {"n_iters": n_iters, "n_spixels": n_spixels, **options}
+                fit = end_to_end.train(out, clips.train, clips.validation, shape=shape, frozen=frozen, seed=seed, **how)
                 trained = EndToEnd.from_pretrained(fit.weights, device)
                 masks_of = lambda clip, trained=trained: end_to_end.predict(trained, clip)  # noqa: E731
             for clip in clips.test if prepared is None else prepared.test:

@@ -19,7 +19,7 @@ from diffslic.flow import RAFT, photometric_loss
 from diffslic.pipeline import PARTS, EndToEnd, Prediction
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
-from diffslic.recipes.unet import MEMORY, WITHHELD, score
+from diffslic.recipes.unet import MEMORY, WITHHELD, check_inputs, score
 from diffslic.segmentation import SuperpixelTransformer, SuperpixelTransformerConfig, UNet, UNetConfig, bce_dice
 from diffslic.superpixels import SSN, compactness, label_reconstruction
 
@@ -27,9 +27,9 @@ CROP = (240, 432)  # of frames; smaller ones are taken whole
 JOINS = {"head": 0.0, "superpixels": 0.1, "flow": 0.2}  # share of the steps after which a part learns
 RATES = {"superpixels": 0.1, "flow": 0.1}  # of the head's: what is trained already moves slowly
 CARD = {"what": "Masks of what moves by itself, from three frames: flow, superpixels and masks learned together.",
-        "gpu_command": "diffslic train unet --end-to-end --out runs/end-to-end --n-clips 1000 --n-frames 6 --steps 20000 "
-                       "--precision bf16-mixed --recompute --workers 12 --device cuda",
-        "limits": "It sees three frames at a time, and its flow is made for masks: what it has lost as flow is not known."}
+        "gpu_command": "diffslic train unet --end-to-end --out runs/end-to-end --n-clips 1000 --n-frames 6 "
+                       "--steps 20000 --precision bf16-mixed --recompute --workers 12 --device cuda",
+        "limits": "It sees three frames at a time. Its flow is made for masks: what it has lost as flow is not known."}
 
 
 class Weights(NamedTuple):
@@ -40,9 +40,7 @@ class Weights(NamedTuple):
     photometric: float = 0.0     # of the flow's consistency with the frames
 
 
-class _Frame(NamedTuple):
-    image: Tensor  # (3, H, W) uint8
-    mask: Tensor   # (H, W) uint8: ids of bodies, 0 or VOID
+WEIGHTS = Weights()
 
 
 class Triples:
@@ -120,10 +118,11 @@ def network(head: str = "unet", *, raft: str | Path = "small", ssn: str | Path =
             raise ValueError("weights to start from are those of a U-Net; a transformer starts from nothing")
         chosen: UNet | SuperpixelTransformer = UNet.from_pretrained(start).train()
     else:
+        inputs = check_inputs(inputs, None)
         channels = sum(_channels(superpixels)[name] for name in inputs)
-        chosen = (UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=tuple(inputs)))
+        chosen = (UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=inputs))
                   if head == "unet" else
-                  SuperpixelTransformer(SuperpixelTransformerConfig(channels, inputs=tuple(inputs))))
+                  SuperpixelTransformer(SuperpixelTransformerConfig(channels, inputs=inputs)))
     return EndToEnd(RAFT.from_pretrained(raft), superpixels, chosen, n_iters, n_spixels, not recompute)
 
 
@@ -146,16 +145,17 @@ def losses(seen: Prediction, batch: training.Batch, weights: Weights) -> Tensor:
     return value
 
 
-def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *, model: EndToEnd,
-          frozen: Sequence[str] = (), weights: Weights = Weights(), joins: Mapping[str, float] = JOINS,
-          steps: int = 1500, batch_size: int = 4, learning_rate: float = 1e-3, validate_every: int = 500, seed: int = 3,
-          device: str = "auto", devices: int = 1, precision: str = "32-true", workers: int = 1, resume: bool = True,
+def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *,
+          shape: Mapping[str, Any] | None = None, frozen: Sequence[str] = (), weights: Weights = WEIGHTS,
+          joins: Mapping[str, float] = JOINS, steps: int = 1500, batch_size: int = 4, learning_rate: float = 1e-3,
+          validate_every: int = 500, seed: int = 3, device: str = "auto", devices: int = 1,
+          precision: str = "32-true", workers: int = 1, resume: bool = True,
           loggers: Sequence[Any] = (), command: str = "", progress: bool = True) -> training.FitResult:
     """Train a network end to end; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
 
     Args:
         clips, validation: with frames and labels, three frames at least; split by sequence.
-        model: see :func:`network`.
+        shape: arguments of :func:`network`.
         frozen: parts (``pipeline.PARTS``) that never learn. joins: share of the steps after which the others do.
         weights: of the losses beside that of the mask.
         learning_rate: of the head; the other parts have :data:`RATES` of it.
@@ -166,6 +166,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     if unknown or set(frozen) == set(PARTS):
         raise ValueError(f"some of {', '.join(PARTS)} may be frozen, not all of them; got {', '.join(frozen)}")
     torch.manual_seed(seed)
+    model = network(**(shape or {})).train()
     channels = _channels(model.superpixels)
     triples = Triples(clips, {name: channels[name] for name in model.head.config.inputs}, batch_size, seed)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
@@ -178,9 +179,8 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         model.learn([name for name in PARTS if name not in frozen and step >= max(0, joins[name] - first) * steps])
 
     settings = {"frozen": list(frozen), "weights": weights._asdict(), "joins": dict(joins), "batch_size": batch_size,
-                "head": type(model.head).__name__, "n_iters": model.n_iters, "n_spixels": model.n_spixels,
-                "parts": [pipeline.fingerprint(part) for part in (model.flow, model.superpixels)],
-                "seed": seed, "clips": [clip.name for clip in clips]}
+                "shape": {name: str(value) for name, value in (shape or {}).items()}, "seed": seed,
+                "clips": [clip.name for clip in clips]}
     fit = training.fit(model, training.Batches(triples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, rates=RATES,
                        before_step=unfreeze, device=device, devices=devices, precision=precision, workers=workers,
