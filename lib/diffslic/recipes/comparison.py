@@ -75,9 +75,8 @@ def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, see
         for seed in seeds:
             out = folder / arm.replace(", ", "-").replace(" ", "_") / str(seed)
             if prepared is not None:
-                # The frames that have two neighbours, as everywhere else.
-                within = [[clip.part(1, len(clip)) for clip in part] for part in (prepared.train, prepared.validation)]
-                fit = unet.train(out, *within, inputs=pipeline.INPUTS, seed=seed, **how)
+                within = [clip.part(1, len(clip)) for clip in prepared.train]  # as elsewhere, what has two neighbours
+                fit = unet.train(out, within, prepared.validation, inputs=pipeline.INPUTS, seed=seed, **how)
                 masks_of = _masks_from_cache(UNet.from_pretrained(fit.weights, device))
             else:
                 options = dict(ARMS[arm])
