@@ -243,10 +243,12 @@ def test_a_part_has_a_rate_of_its_own_and_may_join_later(tmp_path):
         seen.append((step, model.after.weight.item()))
         model.after.requires_grad_(step >= 2)
 
-    training.fit(model, training.Batches(make), lambda network, batch: (network(batch["x"]) - batch["y"]).square()[:, 0],
-                 lambda network: {"error": 0.0}, training.Schedule(4, 0.1, warmup=0, weight_decay=0), tmp_path,
-                 monitor="error", higher_is_better=False, device="cpu", progress=False, rates={"after": 0.01},
-                 before_step=before_step)
+    def loss(network, batch):
+        return (network(batch["x"]) - batch["y"]).square()[:, 0]
+
+    training.fit(model, training.Batches(make), loss, lambda network: {"error": 0.0},
+                 training.Schedule(4, 0.1, warmup=0, weight_decay=0), tmp_path, monitor="error", higher_is_better=False,
+                 device="cpu", progress=False, rates={"after": 0.01}, before_step=before_step)
     assert [step for step, _ in seen] == [0, 1, 2, 3]
     values = [value for _, value in seen] + [model.after.weight.item()]
     assert values[0] == values[1] == values[2]

@@ -57,7 +57,7 @@ def test_mixing_is_the_disguise_of_the_other_recipe(clips):
     matrices = [triples._mixing(np.random.default_rng(seed)) for seed in range(200)]
     shown = [matrix for matrix in matrices if matrix[4:].any()]
     assert 0.5 < len(shown) / 200 < 0.7  # withheld: 40 %
-    for seed, matrix in enumerate(matrices):
+    for matrix in matrices:
         assert torch.equal(matrix[:4, :4], matrix[0, 0] * torch.eye(4)) and 0.7 <= matrix[0, 0] <= 1.4
         assert not matrix[:4, 4:].any() and not matrix[4:8, 8:].any()
     x, rng = torch.rand(4, 5), np.random.default_rng(3)
@@ -144,7 +144,7 @@ def test_a_gain_is_a_difference_on_the_same_clips():
 
 def test_the_comparison_runs_and_goes_on(tmp_path):
     clips = comparison.scenes(SIZE, 2, 1, 2, n_frames=3)
-    arms = [comparison.BASE, "end to end", "U-Net frozen"]
+    arms = [comparison.BASE, "end to end", "transformer alone"]
     how = {"arms": arms, "seeds": [0], "steps": 1, "batch_size": 1, "n_iters": 1, "n_spixels": 20, "progress": False}
     rows = comparison.compare(tmp_path, clips, **how)
     assert list(rows["arm"].unique()) == arms and len(rows) == 6

@@ -43,7 +43,7 @@ def test_it_learns_which_superpixels_differ_from_the_rest(superpixels):
     torch.manual_seed(2)
     net = network().train()
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    for step in range(150):
+    for _ in range(150):
         base, odd = torch.rand(2, 3, 1, 1), torch.randint(0, 12, (2,))
         truth = (superpixels.labels == odd[:, None, None]).float()[:, None]
         x = base + 0.5 * truth

@@ -1,7 +1,7 @@
 """What is it worth to train end to end? The same data and steps with all parts learning, with some, and with one.
 
-Every arm starts from the same flow and superpixel networks and a new head, and every arm's batches hold the same frames
-in the same order, mirrored and disguised alike in distribution.
+Every arm starts from the same weights of flow and superpixels, and every arm's batches hold the same frames in the same
+order, mirrored and disguised alike in distribution.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,18 +20,23 @@ from diffslic.pipeline import EndToEnd
 from diffslic.recipes import end_to_end, unet
 from diffslic.segmentation import UNet
 from diffslic.superpixels import SSN
+from diffslic.training import device_of
 
-BASE, SSN_OF_IMAGES = "pre-generated", "scenes"
-# What learns together with what, by the name of the arm; a frozen head is that of the pre-generated arm.
+BASE, POLISHED = "pre-generated", "pre-generated, 12 corrections, polished"
+HEAD, RATE, RATE_OF_NEW = "motion", 3e-4, 1e-3  # weights of the head, and learning rates of it and of a new one
+_new, _transformer = {"start": None}, {"start": None, "head": "transformer"}
+# What learns by name of the arm, and with which head, by default the shipped one. The pre-generated arms learn the head
+# alone: from the very flow and superpixels that the others start with, or from those that the commands make.
 ARMS: dict[str, dict[str, Any]] = {
-    BASE: {},
-    "pre-generated, 12 corrections, polished": {},
+    BASE: {}, POLISHED: {},
     "end to end": {"frozen": ()},
     "flow frozen": {"frozen": ("flow",)},
     "superpixels frozen": {"frozen": ("superpixels",)},
-    "U-Net frozen": {"frozen": ("head",)},
-    "flow and superpixels frozen, transformer": {"frozen": ("flow", "superpixels"), "head": "transformer"},
-    "end to end, transformer": {"frozen": (), "head": "transformer"},
+    "head frozen": {"frozen": ("head",)},
+    "new U-Net alone": {"frozen": ("flow", "superpixels"), **_new},
+    "new U-Net, end to end": {"frozen": (), **_new},
+    "transformer alone": {"frozen": ("flow", "superpixels"), **_transformer},
+    "transformer, end to end": {"frozen": (), **_transformer},
 }
 
 
@@ -47,9 +52,16 @@ def scenes(size: tuple[int, int], n_train: int, n_validation: int, n_test: int, 
            device: str = "cpu") -> Clips:
     """Procedural scenes of the preset "lab" for a comparison."""
     n_clips = n_train + n_validation + n_test
-    drawn = datasets.open("scenes", preset="lab", n_clips=n_clips, n_frames=n_frames, size=size, seed=600_000,
-                          lighting=0.1, noise=0.01, device=device)
+    drawn = [_remembered(clip) for clip in
+             datasets.open("scenes", preset="lab", n_clips=n_clips, n_frames=n_frames, size=size, seed=600_000,
+                           lighting=0.1, noise=0.01, device=device)]
     return Clips(drawn[:n_train], drawn[n_train:-n_test], drawn[-n_test:])
+
+
+def _remembered(clip: Clip) -> Clip:
+    """The clip with its frames and labels in memory: they are read again by every arm and seed."""
+    frames, labels = ([read(t) for t in range(len(clip))] for read in (clip.frame, clip.labels))
+    return clip.with_readers(frame=frames.__getitem__, labels=labels.__getitem__)
 
 
 def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, seeds: Sequence[int] = (0, 1, 2),
@@ -60,64 +72,58 @@ def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, see
     Trained networks, flow and superpixels stay below ``folder``; what is there already is not made again.
 
     Args:
-        arms: of :data:`ARMS`; "U-Net frozen" needs the base before it.
+        arms: of :data:`ARMS`.
         n_iters, n_spixels: see :class:`diffslic.pipeline.EndToEnd`.
 
     Returns:
         A row per arm, seed and test clip: arm, seed, clip, j, f, seconds (of the training).
     """
-    folder = Path(folder)
+    folder, rows = Path(folder), []
     how = {"steps": steps, "batch_size": batch_size, "validate_every": max(1, steps // 3), "device": device,
            "precision": precision, "workers": 0, "progress": progress}
-    rows = []
     for arm in arms:
-        prepared = _pre_generated(folder, clips, arm, n_iters, n_spixels, device, progress) if not ARMS[arm] else None
+        out, options = folder / arm.replace(", ", "-").replace(" ", "_"), {"start": HEAD, **ARMS[arm]}
+        how["learning_rate"] = RATE if options["start"] else RATE_OF_NEW
+        test = clips.test
+        if arm in (BASE, POLISHED):
+            train, validation, test = (_pre_generated(part, out / "cache", arm == POLISHED, n_iters, n_spixels, device,
+                                                      progress) for part in clips)
+            train = [clip.part(1, len(clip)) for clip in train]  # as elsewhere, frames with two neighbours
         for seed in seeds:
-            out = folder / arm.replace(", ", "-").replace(" ", "_") / str(seed)
-            if prepared is not None:
-                within = [clip.part(1, len(clip)) for clip in prepared.train]  # as elsewhere, what has two neighbours
-                fit = unet.train(out, within, prepared.validation, inputs=pipeline.INPUTS, seed=seed, **how)
-                masks_of = _masks_from_cache(UNet.from_pretrained(fit.weights, device))
+            if arm in (BASE, POLISHED):
+                fit = unet.train(out / str(seed), train, validation, start=HEAD, seed=seed, **how)
+                masks_of = _from_cache(UNet.from_pretrained(fit.weights, device))
             else:
-                options = dict(ARMS[arm])
-                frozen = options.pop("frozen")
-                if "head" in frozen:
-                    options["start"] = folder / BASE / str(seed) / "best.safetensors"
                 shape = {"n_iters": n_iters, "n_spixels": n_spixels, **options}
-                fit = end_to_end.train(out, clips.train, clips.validation, shape=shape, frozen=frozen, seed=seed, **how)
-                trained = EndToEnd.from_pretrained(fit.weights, device)
-                masks_of = lambda clip, trained=trained: end_to_end.predict(trained, clip)  # noqa: E731
-            for clip in clips.test if prepared is None else prepared.test:
+                fit = end_to_end.train(out / str(seed), clips.train, clips.validation, frozen=shape.pop("frozen"),
+                                       shape=shape, seed=seed, **how)
+                masks_of = _straight(EndToEnd.from_pretrained(fit.weights, device))
+            for clip in test:
                 score = unet.score(masks_of(clip), clip)
                 rows.append({"arm": arm, "seed": seed, "clip": clip.name, "j": score["J-Mean"], "f": score["F-Mean"],
                              "seconds": fit.seconds})
     return pd.DataFrame(rows)
 
 
-def _pre_generated(folder: Path, clips: Clips, arm: str, n_iters: int, n_spixels: int, device: str,
-                   progress: bool) -> Clips:
-    """The clips with flow and superpixels from the cache: those of the other arms, or as commands make them."""
+def _pre_generated(clips: Sequence[Clip], kept: Path, polished: bool, n_iters: int, n_spixels: int, device: str,
+                   progress: bool) -> list[Clip]:
+    """Clips with flow and superpixels of a cache: those of the other arms, or ``polished`` as commands make them."""
     raft = RAFT.from_pretrained("small", device)
-    if arm == BASE:
-        ssn, how = SSN.from_pretrained("composite-davis2016", device), {"n_iters": n_iters, "polished": False}
-    else:
-        ssn, how = SSN.from_pretrained(SSN_OF_IMAGES, device), {"n_iters": 12, "polished": True}
-    kept = folder / "cache" / arm.replace(", ", "-").replace(" ", "_")
-    parts = []
-    for part in clips:
-        part = pipeline.precompute_flow(part, raft, kept / "flow", both_ways=True, progress=progress, **how)
-        parts.append(pipeline.precompute_superpixels(part, ssn, kept / "superpixels", n_spixels, progress=progress))
-    return Clips(*parts)
+    ssn = SSN.from_pretrained("scenes" if polished else "composite-davis2016", device)
+    clips = pipeline.precompute_flow(clips, raft, kept / "flow", 12 if polished else n_iters, polished, both_ways=True,
+                                     progress=progress)
+    return pipeline.precompute_superpixels(clips, ssn, kept / "superpixels", n_spixels, progress=progress)
 
 
-@torch.no_grad()
-def _masks_from_cache(network: UNet) -> Callable[[Clip], np.ndarray]:
+def _straight(network: EndToEnd) -> Callable[[Clip], np.ndarray]:
+    return lambda clip: end_to_end.predict(network, clip)
+
+
+def _from_cache(network: UNet) -> Callable[[Clip], np.ndarray]:
     """Clip to masks (T, H, W) from one view of each frame, as the other arms have; the last repeats the one before."""
-    device = next(network.parameters()).device
-
     def masks(clip: Clip) -> np.ndarray:
         with torch.no_grad():
-            found = [network(pipeline.clip_input(clip, t, network.config.inputs)[None].to(device))[0, 0] > 0
+            found = [network(pipeline.clip_input(clip, t, network.config.inputs)[None].to(device_of(network)))[0, 0] > 0
                      for t in clip.frames_with("flow")]
         return np.stack([mask.byte().cpu().numpy() for mask in (*found, found[-1])])
 
