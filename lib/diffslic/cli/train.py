@@ -87,7 +87,7 @@ def train_ssn(
 
     report.check_choice("model", model, list(ssn.WHAT))
     report.check_choice("loss", loss, list(ssn.RECONSTRUCTIONS))
-    where = device if device != "auto" else "cpu"
+    where = _where(device)
     clips, validation = ssn.prepare(dataset, root, n_scenes=n_scenes, resolution=resolution, davis=davis,
                                     flow=model == "composite", flow_root=flow_root, cache=cache, device=where,
                                     progress=not as_json)
@@ -148,13 +148,13 @@ def train_unet(
 ) -> None:
     """Train the motion segmentation network on scenes, or on DAVIS 2016 split by sequence.
 
-    Under torchrun, compute flow and superpixels first (one process, ``diffslic precompute``).
+    Under torchrun the processes share the computation of flow and superpixels too.
 
     Example: diffslic train unet --out runs/unet --dataset davis2016 --root ../DAVIS2016 --inputs flow,superpixels
     """
     from diffslic.recipes import unet
 
-    where = device if device != "auto" else "cpu"
+    where = _where(device)
     shape = {"inputs": inputs.split(",") if inputs else None, "start": start,
              "widths": numbers(widths, "--widths")}
     unet.check_inputs(shape["inputs"], start)  # before hours of preparation
@@ -184,7 +184,7 @@ def train_instances(
     from diffslic.recipes import instances, unet
 
     instances.network(start, bodies)  # before the preparation
-    where = device if device != "auto" else "cpu"
+    where = _where(device)
     clips, validation = unet.prepare("scenes", cache, presets=instances.PRESETS, n_clips=n_clips, n_frames=n_frames,
                                      device=where, progress=not as_json)
     fit = instances.train(out, clips, validation, start=start, n_bodies=bodies, steps=steps, batch_size=batch_size,
@@ -212,7 +212,7 @@ def train_softseg(
     from diffslic.recipes import softseg
 
     report.check_choice("compared", compared, list(softseg.COMPARED))
-    where = device if device != "auto" else "cpu"
+    where = _where(device)
     clips, validation = softseg.prepare(dataset, root, n_scenes=n_scenes, device=where)
     fit = softseg.train(out, clips, validation, compared=compared, widths=numbers(widths, "--widths"), ssn=ssn,
                         steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed, dataset=dataset,
@@ -308,12 +308,19 @@ def _train_motion(out: Path, dataset: str, root: Path | None, file: Path | None,
 
     motion.network(shape, how["start"])  # what cannot be is refused before hours of preparation
     changes, criterion = motion.Augmentation(**augmentation), motion.Loss(**loss)
-    where = how["device"] if how["device"] != "auto" else "cpu"
+    where = _where(how["device"])
     clips, validation = motion.prepare(dataset, cache, root=root, resolution=resolution, file=file, n_clips=n_clips,
                                        n_frames=max(17, shape.window + 8), device=where, progress=not as_json)
     fit = motion.train(out, clips, validation, config=shape, loss=criterion,
                        augmentation=changes, **how)
     _show_fit(fit, as_json)
+
+
+def _where(device: str) -> str:
+    """The device on which clips are prepared: under torchrun each process has its own GPU."""
+    from diffslic.training import own_device
+
+    return own_device(device if device != "auto" else "cpu")
 
 
 def _how(device: str, devices: int, precision: str, workers: int, logger: str | None, out: Path,
