@@ -53,8 +53,9 @@ def random_states(fabric: Any) -> Tensor:
 
 def set_random_state(fabric: Any, states: Tensor) -> None:
     """Go on with this process's random numbers where :func:`random_states` found them."""
-    own = states[fabric.global_rank]
-    of_gpu = own[len(torch.get_rng_state()):]
-    torch.set_rng_state(own[:len(own) - len(of_gpu)])
+    size = len(torch.get_rng_state())
+    # Copies: of a view torch reads the memory from its beginning on.
+    of_cpu, of_gpu = (part.clone() for part in states[fabric.global_rank].tensor_split([size]))
+    torch.set_rng_state(of_cpu)
     if fabric.device.type == "cuda" and len(of_gpu) > 0:
         torch.cuda.set_rng_state(of_gpu, fabric.device)
