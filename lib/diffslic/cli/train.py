@@ -1,5 +1,6 @@
 """Training the networks."""
 
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -330,7 +331,16 @@ def _how(device: str, devices: int, precision: str, workers: int, logger: str | 
 
     return {"device": device, "devices": devices, "precision": precision, "workers": workers,
             "loggers": [open_logger(logger, out)] if logger else [], "progress": not as_json,
-            "command": shlex.join(["diffslic", *sys.argv[1:]])}
+            "command": _launcher() + shlex.join(["diffslic", *sys.argv[1:]])}
+
+
+def _launcher() -> str:
+    """The beginning of the command, where torchrun started this process."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return ""
+    total, per_node = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    nodes = f"--nnodes {total // per_node} " if total > per_node else ""
+    return f"torchrun {nodes}--nproc-per-node {per_node} -m -- "
 
 
 def _show_fit(result: Any, as_json: bool) -> None:

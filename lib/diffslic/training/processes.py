@@ -48,7 +48,11 @@ def random_states(fabric: Any) -> Tensor:
     states = [torch.get_rng_state()]
     if fabric.device.type == "cuda":
         states.append(torch.cuda.get_rng_state(fabric.device))
-    return fabric.all_gather(torch.cat(states)).reshape(fabric.world_size, -1).cpu()
+    own = torch.cat(states).to(fabric.device)  # NCCL sends from one GPU to another
+    every = [torch.empty_like(own) for _ in range(fabric.world_size)] if fabric.world_size > 1 else [own]
+    if fabric.world_size > 1:
+        torch.distributed.all_gather(every, own)
+    return torch.stack(every).cpu()
 
 
 def set_random_state(fabric: Any, states: Tensor) -> None:
