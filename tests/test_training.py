@@ -283,6 +283,36 @@ def test_a_stopped_run_goes_on_on_a_gpu(tmp_path):
     assert list(fit.history["step"]) == [4, 8, 12]
 
 
+class Two(Line):
+    """Two lines in a row; the second may be frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.after = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.after(super().forward(x))
+
+
+def test_a_part_has_a_rate_of_its_own_and_may_join_later(tmp_path):
+    torch.manual_seed(0)
+    model, seen = Two(), []
+
+    def before_step(step):
+        seen.append((step, model.after.weight.item()))
+        model.after.requires_grad_(step >= 2)
+
+    training.fit(model, training.Batches(make), lambda network, batch: (network(batch["x"]) - batch["y"]).square()[:, 0],
+                 lambda network: {"error": 0.0}, training.Schedule(4, 0.1, warmup=0, weight_decay=0), tmp_path,
+                 monitor="error", higher_is_better=False, device="cpu", progress=False, rates={"after": 0.01},
+                 before_step=before_step)
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    values = [value for _, value in seen] + [model.after.weight.item()]
+    assert values[0] == values[1] == values[2]
+    # Adam's first step is as long as the rate, whatever the gradient.
+    assert abs(values[3] - values[2]) == pytest.approx(0.01 * training.Schedule(4, 0.1, warmup=0).rate(2), rel=1e-3)
+
+
 def test_under_torchrun_a_process_takes_its_gpu(monkeypatch):
     assert training.own_device("cuda") == "cuda" and training.own_share("abc") == ["a", "b", "c"]
     for name, value in (("LOCAL_RANK", "1"), ("RANK", "5"), ("WORLD_SIZE", "8")):

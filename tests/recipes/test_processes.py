@@ -8,7 +8,7 @@ import torch
 
 from diffslic import datasets, pipeline
 from diffslic.flow import RAFT
-from diffslic.recipes import motion, raft, softseg, ssn, unet
+from diffslic.recipes import end_to_end, motion, raft, softseg, ssn, unet
 from diffslic.segmentation import MotionNet, MotionNetConfig
 from diffslic.superpixels import SSN, SSNConfig
 
@@ -26,6 +26,7 @@ def windows(batch_size):
 
 SAMPLES = {
     "unet": lambda batch_size: unet.Samples(scenes(), ("flow", "image"), batch_size, seed=2),
+    "end to end": lambda batch_size: end_to_end.Triples(scenes(), {"flow": 4, "image": 3}, batch_size, seed=2),
     "raft": lambda batch_size: raft.Pairs({raft.collage_pairs(): 0.5, raft.scene_pairs(1, 2, 3): 0.5}, batch_size, 3),
     "ssn": lambda batch_size: ssn.Crops(scenes(), batch_size, seed=2, flow=True).cut,
     "motion": windows,

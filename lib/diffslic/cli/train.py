@@ -146,25 +146,65 @@ def train_unet(
     n_frames: Annotated[int, typer.Option(help="Frames of each scene.")] = 4, steps: Steps = 1500,
     batch_size: Batch = 4, rate: Rate = 1e-3, seed: Seed = 3, device: Accelerator = "auto", devices: Devices = 1,
     precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
+    end_to_end: Annotated[bool, typer.Option("--end-to-end", help="Flow and superpixels learn too; nothing is "
+                                                                  "kept.")] = False,
+    head: Annotated[str | None, typer.Option(help="Of --end-to-end: unet or transformer (over superpixels).",
+                                             show_default="unet")] = None,
+    freeze: Annotated[str | None, typer.Option(help="Of --end-to-end: any of flow,superpixels,head.",
+                                               show_default="none")] = None,
+    raft: Annotated[str | None, typer.Option(help="Of --end-to-end: RAFT to start from.", show_default="small")] = None,
+    ssn: Annotated[str | None, typer.Option(help="Of --end-to-end: composite SSN to start from.",
+                                            show_default="composite-davis2016")] = None,
+    n_iters: Annotated[int | None, typer.Option("--n-iters", help="Of --end-to-end: corrections of the flow.",
+                                                show_default="12")] = None,
+    n_spixels: Annotated[int | None, typer.Option(help="Of --end-to-end: superpixels of a frame.",
+                                                  show_default="400")] = None,
+    photometric: Annotated[float | None, typer.Option(help="Of --end-to-end: weight of the flow's consistency with the "
+                                                           "frames.", show_default="0")] = None,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Of --end-to-end: activations on the way back, in less "
+                                                                "memory.")] = False,
 ) -> None:
     """Train the motion segmentation network on scenes, or on DAVIS 2016 split by sequence.
 
     Under torchrun the processes share the computation of flow and superpixels too.
 
     Example: diffslic train unet --out runs/unet --dataset davis2016 --root ../DAVIS2016 --inputs flow,superpixels
+
+    All in one graph: diffslic train unet --end-to-end --out runs/end-to-end --n-frames 6 --batch-size 2, and then
+    diffslic segment my_frames/ --method end-to-end --weights runs/end-to-end/best.safetensors --out masks/
     """
     from diffslic.recipes import unet
 
     where = _where(device)
     shape = {"inputs": inputs.split(",") if inputs else None, "start": start,
              "widths": numbers(widths, "--widths")}
-    unet.check_inputs(shape["inputs"], start)  # before hours of preparation
-    clips, validation = unet.prepare(dataset, cache, root=root, resolution=resolution, n_clips=n_clips,
-                                     n_frames=n_frames, device=where, progress=not as_json)
-    fit = unet.train(out, clips, validation, **shape, residual=residual, steps=steps, batch_size=batch_size,
-                     learning_rate=rate, seed=seed,
-                     **_how(device, devices, precision, workers, logger, out, as_json))
+    together = {"head": head, "freeze": freeze, "raft": raft, "ssn": ssn, "n_iters": n_iters, "n_spixels": n_spixels,
+                "photometric": photometric, "recompute": recompute or None}
+    together = {name: value for name, value in together.items() if value is not None}
+    how = {"steps": steps, "batch_size": batch_size, "learning_rate": rate, "seed": seed,
+           **_how(device, devices, precision, workers, logger, out, as_json)}
+    opened = {"root": root, "resolution": resolution, "n_clips": n_clips, "n_frames": n_frames, "device": where}
+    if end_to_end:
+        fit = _train_end_to_end(out, {"dataset": dataset, **opened}, {**shape, "residual": residual}, together, **how)
+    elif together:
+        raise ValueError(f"--{next(iter(together)).replace('_', '-')} is of --end-to-end")
+    else:
+        unet.check_inputs(shape["inputs"], start)  # before hours of preparation
+        clips, validation = unet.prepare(dataset, cache, **opened, progress=not as_json)
+        fit = unet.train(out, clips, validation, **shape, residual=residual, **how)
     _show_fit(fit, as_json)
+
+
+def _train_end_to_end(out: Path, opened: dict[str, Any], shape: dict[str, Any], together: dict[str, Any],
+                      **how: Any) -> Any:
+    from diffslic.recipes import end_to_end, unet
+
+    frozen = together.pop("freeze").split(",") if "freeze" in together else []
+    weights = end_to_end.Weights(photometric=together.pop("photometric", 0.0))
+    shape = {name: value for name, value in shape.items() if value is not None} | together
+    end_to_end.network(**shape)  # what cannot be is refused before anything is drawn
+    clips, validation = unet.open_clips(**opened)
+    return end_to_end.train(out, clips, validation, shape=shape, frozen=frozen, weights=weights, **how)
 
 
 @train_app.command("instances")

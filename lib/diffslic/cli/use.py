@@ -30,9 +30,11 @@ def segment(
     source: Annotated[Path, typer.Argument(help="A folder of frames, a video file, or a dataset's folder.")],
     out: Annotated[Path, typer.Option(help="Where masks/, overlay/ and overlay.mp4 go; of a dataset: OUT/<clip>/...")],
     dataset: Dataset = "folder", split: Split = "all", resolution: Resolution = "480p",
-    method: Annotated[str, typer.Option(help="unet (learned from masks), em or spacetime (from flow alone).")] = "unet",
+    method: Annotated[str, typer.Option(help="unet (learned from masks), em or spacetime (from flow alone), or "
+                                            "end-to-end (flow and superpixels learned with the masks).")] = "unet",
     weights: Annotated[str | None, typer.Option(help="Of the method's network: a shipped name or a file.",
-                                                show_default="motion, em or spacetime")] = None,
+                                                show_default="motion, em or spacetime; end-to-end needs "
+                                                             "a file")] = None,
     window: Annotated[int | None, typer.Option(help="Of spacetime: frames seen at once, -1 for all.",
                                                show_default="9")] = None,
     objects: Annotated[bool, typer.Option("--objects", help="Of unet: part what moves into objects that keep their "

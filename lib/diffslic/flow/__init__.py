@@ -3,6 +3,7 @@
 from diffslic.flow.consistency import motion_boundaries as motion_boundaries
 from diffslic.flow.consistency import occlusion as occlusion
 from diffslic.flow.losses import matching_loss as matching_loss
+from diffslic.flow.losses import photometric_loss as photometric_loss
 from diffslic.flow.losses import sequence_loss as sequence_loss
 from diffslic.flow.raft import RAFT as RAFT
 from diffslic.flow.raft import RAFTConfig as RAFTConfig
@@ -12,5 +13,5 @@ from diffslic.flow.variational import polish as polish
 from diffslic.flow.variational import tvl1 as tvl1
 from diffslic.flow.video import BothWays as BothWays
 
-__all__ = ["POLISH", "RAFT", "BothWays", "RAFTConfig", "matching_loss", "motion_boundaries", "occlusion", "polish",
-           "sequence_loss", "smooth_by_superpixels", "tvl1"]
+__all__ = ["POLISH", "RAFT", "BothWays", "RAFTConfig", "matching_loss", "motion_boundaries", "occlusion",
+           "photometric_loss", "polish", "sequence_loss", "smooth_by_superpixels", "tvl1"]

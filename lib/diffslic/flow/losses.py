@@ -1,11 +1,15 @@
-"""What RAFT learns from: the paper's sequence loss and a matching loss of ours, each with one value per pair, (B,)."""
+"""What RAFT learns from, each with one value per pair, (B,).
 
+The paper's sequence loss and a matching loss of ours need the true flow; the photometric loss needs the images alone.
+"""
+
+import torch
 from torch import Tensor
 
 from diffslic import geometry
 from diffslic.flow.raft import STRIDE
 
-SHARPEST = 0.01  # pixels: below, a power of the distance is about a line
+SHARPEST = 0.01  # pixels, or shares of white: below, a power of a distance is about a line, a root about a square
 
 
 def sequence_loss(predictions: list[Tensor], truth: Tensor, valid: Tensor, gamma: float = 0.8,
@@ -53,3 +57,21 @@ def matching_loss(similarity: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     logarithms = similarity.flatten(2).log_softmax(-1).reshape(-1, 1, height, width)
     found = geometry.sample(logarithms, target.flatten(2).transpose(1, 2).reshape(-1, 2, 1, 1), padding="border")
     return -(found.reshape(batch, -1) * valid).sum(1) / valid.sum(1).clamp(min=1)
+
+
+def photometric_loss(image1: Tensor, image2: Tensor, flow: Tensor) -> Tensor:
+    """Is the flow consistent with the images? The second, read where the flow points, should look like the first.
+
+    Charbonnier's distance of the colours (Jason Yu et al., 2016, equation 2), over pixels that stay inside the frame.
+    Where something is hidden it is wrong by nature: give it little weight.
+
+    Args:
+        image1, image2: (B, 3, H, W) in [0, 1]. flow: (B, 2, H, W) in pixels, from the first to the second.
+
+    Returns:
+        (B,) in [0, 1], 0 where nothing stays inside.
+    """
+    inside = geometry.lands_inside(flow).to(image1.dtype)
+    difference = image1 - geometry.warp(image2, flow.to(image2.dtype), padding="border")
+    distance = torch.sqrt(difference.square().mean(1) + SHARPEST ** 2) - SHARPEST
+    return (distance * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)

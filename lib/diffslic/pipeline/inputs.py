@@ -24,10 +24,14 @@ class Superpixels(NamedTuple):
 
 
 @torch.no_grad()
-def find_superpixels(ssn: SSN, frame: Tensor, n_spixels: int = N_SPIXELS) -> Superpixels:
-    """Superpixels of a frame (3, H, W), RGB in [0, 1]; a frame too small for ``n_spixels`` gets fewer."""
+def find_superpixels(ssn: SSN, frame: Tensor, n_spixels: int = N_SPIXELS, extra: Tensor | None = None) -> Superpixels:
+    """Superpixels of a frame (3, H, W), RGB in [0, 1]; a frame too small for ``n_spixels`` gets fewer.
+
+    Args:
+        extra: (C, H, W) of a composite, see :meth:`diffslic.superpixels.SSN.features`.
+    """
     n_spixels = min(n_spixels, frame.shape[-2] * frame.shape[-1])
-    soft = ssn(frame[None], n_spixels)
+    soft = ssn(frame[None], n_spixels, extra=None if extra is None else extra[None])
     return Superpixels(soft.labels[0], soft.pool(ssn.appearance(frame[None]))[0])
 
 

@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 
 from diffslic import datasets
 from diffslic.datasets.clip import Clip
+from diffslic.datasets.composite_flow import flow_both_ways
 from diffslic.flow import POLISH, RAFT, BothWays, occlusion, polish, tvl1
-from diffslic.pipeline.inputs import N_SPIXELS, find_superpixels
+from diffslic.pipeline.inputs import N_SPIXELS, Superpixels, find_superpixels
 from diffslic.superpixels import SSN
 from diffslic.training import device_of, own_share, speaks
 
@@ -90,11 +91,18 @@ def precompute_tvl1(clips: Sequence[Clip], folder: str | Path, progress: bool = 
 
 def precompute_superpixels(clips: Sequence[Clip], ssn: SSN, folder: str | Path, n_spixels: int = N_SPIXELS,
                            progress: bool = True) -> list[Clip]:
-    """Keep the superpixels of clips and their features, as :func:`precompute_flow` keeps the flow."""
+    """Keep the superpixels of clips and their features, as :func:`precompute_flow` keeps the flow.
+
+    A composite sees the flow that the clips have, there and back. Where that becomes another, take another folder.
+    """
     device = device_of(ssn)
 
+    def found_in(clip: Clip, t: int) -> Superpixels:
+        extra = flow_both_ways(clip, t).to(device) if ssn.extra_channels else None
+        return find_superpixels(ssn, clip.frame(t).to(device), n_spixels, extra)
+
     def fields(clip: Clip) -> dict[str, Iterable[Tensor]]:
-        found = (find_superpixels(ssn, clip.frame(t).to(device), n_spixels) for t in range(len(clip)))
+        found = (found_in(clip, t) for t in range(len(clip)))
         labels, vectors = tee(found)
         return {"superpixel_labels": (frame.labels for frame in labels),
                 "superpixel_vectors": (frame.vectors for frame in vectors)}

@@ -20,6 +20,7 @@ from diffslic.datasets.clip import VOID, Clip
 from diffslic.datasets.video import FPS, write_video
 from diffslic.files import note_says, write_note
 from diffslic.flow import POLISH, RAFT
+from diffslic.pipeline.end_to_end import EndToEnd
 from diffslic.pipeline.inputs import find_superpixels, network_input
 from diffslic.pipeline.motion import painted
 from diffslic.pipeline.objects import (
@@ -37,7 +38,7 @@ from diffslic.segmentation import MotionNet, Tracker, UNet
 from diffslic.superpixels import SSN
 from diffslic.training import device_of
 
-METHODS = ("unet", "em", "spacetime")
+METHODS = ("unet", "em", "spacetime", "end-to-end")
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,24 @@ class MotionSegmentation(Segmentation):
             yield geometry.resize_labels(label[None], self.clip.size)[0].byte().cpu().numpy()
 
 
+@dataclass(frozen=True)
+class EndToEndSegmentation(Segmentation):
+    """By a network whose flow, superpixels and masks were trained together."""
+
+    net: EndToEnd
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        return {"networks": [fingerprint(self.net)], "n_spixels": self.net.n_spixels}
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        first = max(0, min(start - 1, len(self.clip) - 2))  # each frame is seen with the one before
+        for t, logits in enumerate(self.net.video(self._pictures(first)), first):
+            if t >= start:
+                logits = geometry.resize(logits[None, None], self.clip.size)[0, 0]
+                yield (logits > 0).byte().cpu().numpy()
+
+
 def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: str | Path = "small",
             ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, polished: bool = True,
             method: str = "unet", window: int | None = None, objects: str | None = None,
@@ -248,10 +267,12 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     Args:
         source: a folder of frames, a video file, or a clip.
         weights: a shipped name or file of the method's network; None: "motion" of the U-Nets, or the method's own.
-            Of objects, a network of several masks may say what moves as well, by all of them together.
+            Of objects, a network of several masks may say what moves as well, by all of them together. A network
+            trained end to end is always a file, which holds its own flow and superpixels.
         raft, ssn: the same of the flow and, for the U-Net, of the superpixel network.
         rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
-        method: "unet" (learned from masks), "em" or "spacetime" (learned from flow alone, see :class:`MotionNet`).
+        method: "unet" (learned from masks), "em" or "spacetime" (learned from flow alone, see :class:`MotionNet`), or
+            "end-to-end" (see :class:`EndToEnd`, which has its own ``n_iters`` and leaves flow as RAFT finds it).
         n_iters, polished: see :func:`video_flow`. window: see :meth:`MotionNet.segment`.
         objects: of the U-Net: part what moves into at most 20 objects that keep their names, by "graph" (see
             :func:`diffslic.segmentation.proposals`) or by a network of several masks (a shipped name or a file).
@@ -292,7 +313,12 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
             check_masks(instances, objects, several=True)
         return ObjectSegmentation(*parts, instances)
     if objects is not None:
-        raise ValueError(f"{method} numbers its own layers: objects is for the method unet")
+        raise ValueError(f"objects is for the method unet, not for {method}")
+    if method == "end-to-end":
+        if weights is None or window is not None:
+            raise ValueError("end-to-end needs weights, the file of a training, and no window")
+        net = EndToEnd.from_pretrained(weights, device)
+        return EndToEndSegmentation(clip, net.flow, rows, net.n_iters, False, net)
     if window is not None and window != -1 and window < 1:
         raise ValueError(f"a window has at least one frame, or is -1 for the whole clip, got {window}")
     if window is not None and method == "em":

@@ -205,25 +205,38 @@ def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, 
     """Clips to train and to validate on, with RAFT's flow and SSN's superpixels kept under ``cache``.
 
     Args:
-        dataset: "scenes", or "davis2016" (its development split: eight sequences stay out of both parts).
-        root, resolution: of DAVIS. presets, n_clips, n_frames, size: of the scenes to train on; a tenth more validate.
+        dataset, root, resolution, presets, n_clips, n_frames, size: see :func:`open_clips`.
         raft, ssn: weights by name or file.
     """
-    if dataset == "scenes":
-        clips = [datasets.open("scenes", preset=presets, n_clips=count, n_frames=n_frames, size=size,
-                               seed=seed, lighting=0.1, noise=0.01, device=device)
-                 for count, seed in ((n_clips, TRAINING_SEED), (max(2, n_clips // 10), VALIDATION_SEED))]
-    elif dataset == "davis2016":
-        if root is None:
-            raise ValueError("davis2016 needs root=..., its folder on disk (see data/README.md)")
-        sequences = datasets.open("davis2016", root=root, split="dev_train", resolution=resolution)
-        clips = [[clip for i, clip in enumerate(sequences) if i % 6 != 5], sequences[5::6]]
-    else:
-        raise ValueError(f"the U-Net is trained on scenes or davis2016, got {dataset!r}")
+    clips = open_clips(dataset, root=root, resolution=resolution, presets=presets, n_clips=n_clips, n_frames=n_frames,
+                       size=size, device=device)
     flow_net, ssn_net = RAFT.from_pretrained(raft, device), SSN.from_pretrained(ssn, device)
     level = f"{size[0]}x{size[1]}" if dataset == "scenes" else resolution
     flow_folder, superpixel_folder = (pipeline.cache_folder(cache, dataset, level, kind)
                                       for kind in ("flow", "superpixels"))
-    clips = [pipeline.precompute_flow(part, flow_net, flow_folder, progress=progress) for part in clips]
-    clips = [pipeline.precompute_superpixels(part, ssn_net, superpixel_folder, progress=progress) for part in clips]
-    return clips[0], clips[1]
+    parts = [pipeline.precompute_flow(part, flow_net, flow_folder, progress=progress) for part in clips]
+    parts = [pipeline.precompute_superpixels(part, ssn_net, superpixel_folder, progress=progress) for part in parts]
+    return parts[0], parts[1]
+
+
+def open_clips(dataset: str, *, root: str | Path | None = None, resolution: str = "480p", presets: str = PRESETS,
+               n_clips: int = 160, n_frames: int = 4, size: tuple[int, int] = (240, 428),
+               device: str = "cpu") -> tuple[list[Clip], list[Clip]]:
+    """Clips to train and to validate on, with frames and labels.
+
+    Args:
+        dataset: "scenes", or "davis2016" (its development split: eight sequences stay out of both parts).
+        root, resolution: of DAVIS. presets, n_clips, n_frames, size: of the scenes to train on; a tenth more validate.
+        device: where scenes are drawn.
+    """
+    if dataset == "scenes":
+        parts = [datasets.open("scenes", preset=presets, n_clips=count, n_frames=n_frames, size=size,
+                               seed=seed, lighting=0.1, noise=0.01, device=device)
+                 for count, seed in ((n_clips, TRAINING_SEED), (max(2, n_clips // 10), VALIDATION_SEED))]
+        return parts[0], parts[1]
+    if dataset != "davis2016":
+        raise ValueError(f"the U-Net is trained on scenes or davis2016, got {dataset!r}")
+    if root is None:
+        raise ValueError("davis2016 needs root=..., its folder on disk (see data/README.md)")
+    sequences = datasets.open("davis2016", root=root, split="dev_train", resolution=resolution)
+    return [clip for i, clip in enumerate(sequences) if i % 6 != 5], sequences[5::6]

@@ -1,11 +1,11 @@
 """Motion segmentation: the room that turns flow and features into masks.
 
-``unet`` is the network and its supervised loss, ``inputs`` how it sees flow. ``parametric`` are the motion models that
-explain the flow of a mask, ``em`` segmentation by them alone, ``coherence`` the loss that follows, ``spacetime`` both
-over whole clips, ``unet3d`` and ``motionnet`` the networks that learn from it, ``linking`` how their windows become a
-clip, ``selection`` which of their layers move. ``regions`` is a frame as a graph of superpixels, ``instances`` a
-network's masks of several bodies, ``propagation`` labels that go along the flow, ``objects`` tracks over time.
-``baselines`` are the methods that learn nothing and that all others must beat.
+``unet`` is the network and its supervised loss, ``transformer`` one over superpixels, ``inputs`` how both see flow.
+``parametric`` are the motion models that explain the flow of a mask, ``em`` segmentation by them alone, ``coherence``
+the loss that follows, ``spacetime`` both over whole clips, ``unet3d`` and ``motionnet`` the networks that learn from
+it, ``linking`` how their windows become a clip, ``selection`` which of their layers move. ``regions`` is a frame as a
+graph of superpixels, ``instances`` a network's masks of several bodies, ``propagation`` labels that go along the flow,
+``objects`` tracks over time. ``baselines`` are the methods that learn nothing and that all others must beat.
 """
 
 from diffslic.segmentation.baselines import camera_residual_mask as camera_residual_mask
@@ -42,15 +42,17 @@ from diffslic.segmentation.spacetime import spacetime_flow as spacetime_flow
 from diffslic.segmentation.spacetime import spacetime_loss as spacetime_loss
 from diffslic.segmentation.spacetime import spline_basis as spline_basis
 from diffslic.segmentation.spacetime import temporal_consistency as temporal_consistency
+from diffslic.segmentation.transformer import SuperpixelTransformer as SuperpixelTransformer
+from diffslic.segmentation.transformer import SuperpixelTransformerConfig as SuperpixelTransformerConfig
 from diffslic.segmentation.unet import UNet as UNet
 from diffslic.segmentation.unet import UNetConfig as UNetConfig
 from diffslic.segmentation.unet import bce_dice as bce_dice
 from diffslic.segmentation.unet3d import SpaceTimeUNet as SpaceTimeUNet
 
-__all__ = ["EMResult", "MotionNet", "MotionNetConfig", "Regions", "SpaceTimeUNet", "Tracker", "UNet", "UNetConfig",
-           "Window", "all_but_largest", "bce_dice", "body_logits", "camera_motion", "camera_residual_mask",
-           "coherence_loss", "expectation_maximisation", "fit_motion", "fit_spacetime", "flow_channels",
-           "flow_magnitude_mask", "grown_layers", "grown_windows", "largest_objects", "link", "linked_components",
-           "matched_loss", "motion_basis", "motion_flow", "moving_layers", "network_proposals", "proposals",
-           "regions_of", "soft_masks", "spacetime_flow", "spacetime_loss", "spline_basis", "temporal_consistency",
-           "window_starts"]
+__all__ = ["EMResult", "MotionNet", "MotionNetConfig", "Regions", "SpaceTimeUNet", "SuperpixelTransformer",
+           "SuperpixelTransformerConfig", "Tracker", "UNet", "UNetConfig", "Window", "all_but_largest", "bce_dice",
+           "body_logits", "camera_motion", "camera_residual_mask", "coherence_loss", "expectation_maximisation",
+           "fit_motion", "fit_spacetime", "flow_channels", "flow_magnitude_mask", "grown_layers", "grown_windows",
+           "largest_objects", "link", "linked_components", "matched_loss", "motion_basis", "motion_flow",
+           "moving_layers", "network_proposals", "proposals", "regions_of", "soft_masks", "spacetime_flow",
+           "spacetime_loss", "spline_basis", "temporal_consistency", "window_starts"]

@@ -92,6 +92,7 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
         validate: Callable[[nn.Module], dict[str, float]], schedule: Schedule, out_dir: str | Path, *,
         monitor: str, higher_is_better: bool, settings: Mapping[str, Any] | None = None, resume: bool = True,
         device: str = "auto", devices: int = 1, precision: str = "32-true", workers: int = 0,
+        rates: Mapping[str, float] | None = None, before_step: Callable[[int], None] | None = None,
         forward_methods: Sequence[str] = (), loggers: Sequence[Any] = (), progress: bool = True) -> FitResult:
     """Train a network and keep its best state.
 
@@ -117,6 +118,8 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
         precision: "32-true", or "bf16-mixed", which is faster where the hardware knows bfloat16: weights and batches
             stay whole, ``loss`` runs under autocast, validation does not.
         workers: processes that make batches ahead of time.
+        rates: factors of the learning rate by module of the model ("flow": 0.1); 1 for what is not named.
+        before_step: told the number of each step, from 0, before it is taken: to freeze some parameters, or no longer.
         forward_methods: methods of the model that ``loss`` calls instead of the model itself.
 
     Raises:
@@ -126,7 +129,7 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
     out_dir = Path(out_dir)
-    fabric = _open_fabric(device, devices, loggers)
+    fabric = _open_fabric(device, devices, loggers, some_unused=before_step is not None)
     out_dir.mkdir(parents=True, exist_ok=True)
     identity = json.loads(json.dumps({"schedule": asdict(schedule), "precision": precision,
                                       "number of processes": fabric.world_size, **(settings or {})}))
@@ -134,7 +137,8 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
     state = checkpoint["state"] if checkpoint else _new_state()
     if checkpoint:
         _load_model(model, checkpoint, out_dir / "last.ckpt")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    optimizer = torch.optim.AdamW(_groups(model, rates or {}), lr=schedule.learning_rate,
+                                  weight_decay=schedule.weight_decay)
     wrapped, optimizer = fabric.setup(model, optimizer)
     if checkpoint:  # after the set-up, which has brought the parameters to their device: the moments follow them there
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -158,6 +162,8 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
     # Not Fabric's own mixed precision: it would round the batches too, positions and pixels among them.
     half = torch.autocast(fabric.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     for batch in fabric.setup_dataloaders(loader, use_distributed_sampler=False):
+        if before_step is not None:
+            before_step(state["step"])
         with half:
             value = loss(wrapped, batch).mean()
         running.append(_step(fabric, wrapped, optimizer, value, schedule, state["step"]))
@@ -181,7 +187,7 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
                      out_dir / "best.safetensors", fabric.is_global_zero)
 
 
-def _open_fabric(device: str, devices: int, loggers: Sequence[Any]) -> Any:
+def _open_fabric(device: str, devices: int, loggers: Sequence[Any], some_unused: bool) -> Any:
     from lightning_fabric import Fabric  # importing it takes a second, and only training needs it
 
     check_device(device if device != "auto" else "cpu")
@@ -189,8 +195,9 @@ def _open_fabric(device: str, devices: int, loggers: Sequence[Any]) -> Any:
     launched = "LOCAL_WORLD_SIZE" in os.environ  # by torchrun, which has decided how many processes there are
     per_node = int(os.environ["LOCAL_WORLD_SIZE"]) if launched else devices
     nodes = int(os.environ["WORLD_SIZE"]) // per_node if launched else 1
+    strategy = "ddp_find_unused_parameters_true" if some_unused and per_node * nodes > 1 else "auto"
     fabric = Fabric(accelerator=accelerator, devices=[int(index)] if index else per_node, num_nodes=nodes,
-                    loggers=list(loggers))
+                    strategy=strategy, loggers=list(loggers))
     fabric.launch()
     if fabric.world_size > 1:
         # Fabric sees to this for NCCL alone; gloo's threads, left to themselves, can abort a process that is done.
@@ -205,11 +212,20 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+def _groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameters for the optimiser: those of each named module with the factor of its rate, and all others."""
+    named = {name: list(model.get_submodule(name).parameters()) for name in rates}
+    taken = {parameter for parameters in named.values() for parameter in parameters}
+    others = [parameter for parameter in model.parameters() if parameter not in taken]
+    return [{"params": others, "factor": 1.0},
+            *({"params": parameters, "factor": rates[name]} for name, parameters in named.items())]
+
+
 def _step(fabric: Any, model: nn.Module, optimizer: Any, value: Tensor, schedule: Schedule, step: int) -> float:
     """One optimiser step down the gradient of the loss's ``value``; its mean over all processes is returned."""
     rate = schedule.rate(step)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = group["factor"] * rate
     # Before the gradients are: what is not finite in one process stops all of them, and none waits for another.
     mean = fabric.all_reduce(value.detach().float().clone(), reduce_op="mean").item()
     if not math.isfinite(mean):

@@ -1,0 +1,206 @@
+"""How flow, superpixels and masks learn together: one graph, one loss, parts that begin to learn one after the other.
+
+The head starts from nothing and would at first send noise to parts that are trained already. So it learns alone for a
+while; then the superpixels join, then the flow.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffslic import pipeline, training
+from diffslic.datasets.clip import VOID, Clip, check_apart
+from diffslic.flow import RAFT, photometric_loss
+from diffslic.pipeline import PARTS, EndToEnd, Prediction
+from diffslic.recipes import augment
+from diffslic.recipes.cards import write_card
+from diffslic.recipes.unet import MEMORY, WITHHELD, check_inputs, score
+from diffslic.segmentation import SuperpixelTransformer, SuperpixelTransformerConfig, UNet, UNetConfig, bce_dice
+from diffslic.superpixels import SSN, compactness, label_reconstruction
+
+CROP = (240, 432)  # of frames; smaller ones are taken whole
+JOINS = {"head": 0.0, "superpixels": 0.1, "flow": 0.2}  # share of the steps after which a part learns
+RATES = {"superpixels": 0.1, "flow": 0.1}  # of the head's: what is trained already moves slowly
+CARD = {"what": "Masks of what moves by itself, from three frames: flow, superpixels and masks learned together.",
+        "gpu_command": "diffslic train unet --end-to-end --out runs/end-to-end --n-clips 1000 --n-frames 6 "
+                       "--steps 20000 --precision bf16-mixed --recompute --workers 12 --device cuda",
+        "limits": "It sees three frames at a time. Its flow is made for masks: what it has lost as flow is not known."}
+
+
+class Weights(NamedTuple):
+    """Of the losses beside that of the mask."""
+
+    reconstruction: float = 1.0  # of moving and static, by the superpixels: cross-entropy
+    compactness: float = 1e-5    # of the superpixels, the paper's weight
+    photometric: float = 0.0     # of the flow's consistency with the frames
+
+
+WEIGHTS = Weights()
+
+
+class Triples:
+    """Batches of three neighbouring frames and the labels of the one in the middle, in random order.
+
+    Every triple is cut and mirrored at random. What the head is to see of looks is disguised, and withheld where the
+    recipe of the U-Net would withhold it (:class:`diffslic.recipes.unet.Samples`): as a matrix, for the channels
+    are not there yet.
+
+    Args:
+        clips: with frames and labels, three frames at least.
+        inputs: see ``pipeline.INPUTS``, and how many channels each has.
+        batch_size: triples per batch.
+        seed: of everything random.
+    """
+
+    def __init__(self, clips: Sequence[Clip], inputs: Mapping[str, int], batch_size: int, seed: int) -> None:
+        if not clips or batch_size < 1:
+            raise ValueError(f"training needs a clip and a batch_size from 1, got {len(clips)} clips and {batch_size}")
+        self.inputs, self.batch_size, self.seed = dict(inputs), batch_size, seed
+        self.frames = [(i, t) for i, clip in enumerate(clips) for t in range(1, len(clip) - 1)]
+        if not self.frames:
+            raise ValueError(f"training needs a clip of three frames, the longest has {max(map(len, clips))}")
+        clips, pixels = list(clips), max(clip.size[0] * clip.size[1] for clip in clips)
+        self._read = lru_cache(MEMORY // (3 * pixels))(lambda i, t: (clips[i].frame(t) * 255).round().byte())
+        self._labels = lru_cache(MEMORY // pixels)(lambda i, t: clips[i].labels(t).byte())
+
+    def __call__(self, number: int) -> dict[str, Tensor]:
+        """Batch ``number``: before, frame, after (B, 3, h, w), labels (B, h, w) int64, mixing (B, C, C)."""
+        samples = [self._sample(number * self.batch_size + item) for item in range(self.batch_size)]
+        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    def _sample(self, position: int) -> dict[str, Tensor]:
+        epoch, place = divmod(position, len(self.frames))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.frames))
+        i, t = self.frames[order[place]]
+        rng = np.random.default_rng([self.seed, epoch, place])
+        labels = self._labels(i, t)
+        window = augment.crop_window(tuple(labels.shape), CROP, rng)
+        mirror = rng.random() < 0.5, False  # gravity: nothing is ever seen upside down
+        before, frame, after = (augment.flip_image(self._read(i, t + step)[:, *window].float() / 255, *mirror)
+                                for step in (-1, 0, 1))
+        return {"before": before, "frame": frame, "after": after, "mixing": self._mixing(rng),
+                "labels": augment.flip_image(labels[window], *mirror).long()}
+
+    def _mixing(self, rng: np.random.Generator) -> Tensor:
+        """(C, C): the flow gets another strength, looks are disguised; or the flow is shown alone."""
+        withheld = "flow" in self.inputs and rng.random() < WITHHELD
+        parts = {name: augment.disguise(torch.eye(count), rng) for name, count in self.inputs.items()}
+        if withheld:
+            parts = {name: torch.zeros_like(part) for name, part in parts.items()}
+        if "flow" in parts:
+            parts["flow"] = float(rng.uniform(0.7, 1.4)) * torch.eye(self.inputs["flow"])
+        return torch.block_diag(*parts.values())
+
+
+def network(head: str = "unet", *, raft: str | Path = "small", ssn: str | Path = "composite-davis2016",
+            inputs: Sequence[str] = pipeline.INPUTS, widths: Sequence[int] = (16, 32, 64, 128, 128),
+            residual: bool = False, start: str | Path | None = None, n_iters: int = 12,
+            n_spixels: int = pipeline.N_SPIXELS, recompute: bool = False) -> EndToEnd:
+    """The network before it is trained.
+
+    Args:
+        head: "unet", or "transformer" over superpixels.
+        raft, ssn: weights of the parts to start from, by name or file; the SSN is a composite.
+        inputs: of the head, any of ``pipeline.INPUTS``. widths, residual: of a new U-Net.
+        start: weights of a U-Net to start from, whose inputs and shape count then.
+        n_iters, n_spixels: see :class:`diffslic.pipeline.EndToEnd`. recompute: activations, in less memory.
+    """
+    if head not in pipeline.HEADS:
+        raise ValueError(f"the head is one of {', '.join(pipeline.HEADS)}, got {head!r}")
+    superpixels = SSN.from_pretrained(ssn)
+    if start is not None:
+        if head != "unet":
+            raise ValueError("weights to start from are those of a U-Net; a transformer starts from nothing")
+        chosen: UNet | SuperpixelTransformer = UNet.from_pretrained(start).train()
+    else:
+        inputs = check_inputs(inputs, None)
+        channels = sum(_channels(superpixels)[name] for name in inputs)
+        chosen = (UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=inputs))
+                  if head == "unet" else
+                  SuperpixelTransformer(SuperpixelTransformerConfig(channels, inputs=inputs)))
+    return EndToEnd(RAFT.from_pretrained(raft), superpixels, chosen, n_iters, n_spixels, not recompute)
+
+
+def _channels(ssn: SSN) -> dict[str, int]:
+    learned = ssn.config.out_channels if ssn.net is not None else 0
+    return {"flow": 4, "superpixels": learned + 3, "image": 3}
+
+
+def losses(seen: Prediction, batch: training.Batch, weights: Weights) -> Tensor:
+    """One value per frame (B,): of the mask, of the superpixels and of the flow."""
+    labels = batch["labels"]
+    moving = ((labels > 0) & (labels != VOID)).long()
+    value = (bce_dice(seen.logits, labels, VOID)
+             + weights.reconstruction * label_reconstruction(seen.superpixels, moving)
+             + weights.compactness * compactness(seen.superpixels))
+    if weights.photometric:
+        ahead, back = seen.flow.split(2, dim=1)
+        value = value + weights.photometric * (photometric_loss(batch["frame"], batch["after"], ahead)
+                                               + photometric_loss(batch["frame"], batch["before"], back)) / 2
+    return value
+
+
+def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *,
+          shape: Mapping[str, Any] | None = None, frozen: Sequence[str] = (), weights: Weights = WEIGHTS,
+          joins: Mapping[str, float] = JOINS, steps: int = 1500, batch_size: int = 4, learning_rate: float = 1e-3,
+          validate_every: int = 500, seed: int = 3, device: str = "auto", devices: int = 1,
+          precision: str = "32-true", workers: int = 1, resume: bool = True,
+          loggers: Sequence[Any] = (), command: str = "", progress: bool = True) -> training.FitResult:
+    """Train a network end to end; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
+
+    Args:
+        clips, validation: with frames and labels, three frames at least; split by sequence.
+        shape: arguments of :func:`network`.
+        frozen: parts (``pipeline.PARTS``) that never learn. joins: share of the steps after which the others do.
+        weights: of the losses beside that of the mask.
+        learning_rate: of the head; the other parts have :data:`RATES` of it.
+        command: what the card says makes these weights again.
+    """
+    check_apart(clips, validation)
+    unknown = [name for name in frozen if name not in PARTS]
+    if unknown or set(frozen) == set(PARTS):
+        raise ValueError(f"some of {', '.join(PARTS)} may be frozen, not all of them; got {', '.join(frozen)}")
+    torch.manual_seed(seed)
+    model = network(**(shape or {})).train()
+    channels = _channels(model.superpixels)
+    triples = Triples(clips, {name: channels[name] for name in model.head.config.inputs}, batch_size, seed)
+    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    first = min(joins[name] for name in PARTS if name not in frozen)  # something learns from the first step on
+
+    def loss(network: nn.Module, batch: training.Batch) -> Tensor:
+        return losses(network(batch["before"], batch["frame"], batch["after"], batch["mixing"]), batch, weights)
+
+    def unfreeze(step: int) -> None:
+        model.learn([name for name in PARTS if name not in frozen and step >= max(0, joins[name] - first) * steps])
+
+    settings = {"frozen": list(frozen), "weights": weights._asdict(), "joins": dict(joins), "batch_size": batch_size,
+                "shape": {name: str(value) for name, value in (shape or {}).items()}, "seed": seed,
+                "clips": [clip.name for clip in clips]}
+    fit = training.fit(model, training.Batches(triples), loss, lambda network: evaluate(network, validation), schedule,
+                       out_dir, monitor="j", higher_is_better=True, settings=settings, rates=RATES,
+                       before_step=unfreeze, device=device, devices=devices, precision=precision, workers=workers,
+                       resume=resume, loggers=loggers, progress=progress)
+    write_card(out_dir, fit, name=f"End to end: {', '.join(PARTS[::-1])}", **CARD,
+               data=f"{len(clips)} clips ({clips[0].name} ...), {len(triples.frames)} triples, {batch_size} a step; "
+                    f"{model.n_iters} corrections of the flow, {model.n_spixels} superpixels"
+                    + (f"; frozen: {', '.join(frozen)}" if frozen else ""),
+               validation=f"{len(validation)} other clips ({validation[0].name} ...), DAVIS 2016 protocol",
+               command=command or f"diffslic.recipes.end_to_end.train({str(out_dir)!r}, ..., steps={steps})")
+    return fit
+
+
+def predict(model: EndToEnd, clip: Clip) -> np.ndarray:
+    """Masks (T, H, W) uint8 of a clip: 1 where something moves by itself."""
+    logits = model.video(clip.frame(t) for t in range(len(clip)))
+    return np.stack([(each > 0).byte().cpu().numpy() for each in logits])
+
+
+def evaluate(model: EndToEnd, clips: Sequence[Clip]) -> dict[str, float]:
+    """Mean over the clips of region J and boundary F, by the DAVIS 2016 protocol."""
+    scores = [score(predict(model, clip), clip) for clip in clips]
+    return {"j": float(np.mean([s["J-Mean"] for s in scores])), "f": float(np.mean([s["F-Mean"] for s in scores]))}

@@ -1,0 +1,184 @@
+"""The recipe that trains all parts together, the comparison with training one, and their commands."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from diffslic import cli, datasets, pipeline
+from diffslic.pipeline import PARTS, EndToEnd
+from diffslic.recipes import augment, comparison, end_to_end, unet
+from diffslic.superpixels import SSN, SSNConfig
+
+SIZE = (48, 64)
+SHAPE = {"widths": (4, 8), "n_iters": 1, "n_spixels": 20}
+COUNTS = {"flow": 4, "superpixels": 4, "image": 3}
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return datasets.open("scenes", preset="lab", n_clips=3, n_frames=4, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def ssn(tmp_path_factory):
+    """A small composite."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "ssn.safetensors"
+    SSN(SSNConfig(width=4, out_channels=1, extra_channels=4, extra_width=4, extra_out_channels=2, n_iters=2)).save(path)
+    return path
+
+
+def trained(folder, clips, ssn, **options):
+    how = {"steps": 4, "batch_size": 1, "validate_every": 2, "device": "cpu", "workers": 0, "progress": False}
+    return end_to_end.train(folder, clips[:2], clips[2:], **{"shape": {**SHAPE, "ssn": ssn}, **how, **options})
+
+
+def test_a_batch_depends_on_its_number_alone_and_holds_neighbours(clips):
+    first, second = (end_to_end.Triples(clips, COUNTS, 2, seed=1) for _ in range(2))
+    second(5)
+    batch = first(3)
+    assert all(torch.equal(value, second(3)[key]) for key, value in batch.items())
+    assert batch["frame"].shape == (2, 3, *SIZE) and batch["mixing"].shape == (2, 11, 11)
+    frames = {t: (clip.frame(t) * 255).round() / 255 for clip in clips[:1] for t in range(4)}
+    for item in range(len(first.frames)):
+        sample = first._sample(item)
+        i, t = first.frames[np.random.default_rng([1, 0]).permutation(len(first.frames))[item]]
+        if i == 0 and torch.equal(sample["frame"], frames[t]):
+            assert torch.equal(sample["before"], frames[t - 1]) and torch.equal(sample["after"], frames[t + 1])
+            assert torch.equal(sample["labels"], clips[0].labels(t))
+
+
+def test_mixing_is_the_disguise_of_the_other_recipe(clips):
+    """As a matrix: flow is made stronger, looks get signs, strengths and order, or are withheld."""
+    triples = end_to_end.Triples(clips, COUNTS, 1, seed=0)
+    matrices = [triples._mixing(np.random.default_rng(seed)) for seed in range(200)]
+    shown = [matrix for matrix in matrices if matrix[4:].any()]
+    assert 0.5 < len(shown) / 200 < 0.7  # withheld: 40 %
+    for seed, matrix in enumerate(matrices):
+        assert torch.equal(matrix[:4, :4], matrix[0, 0] * torch.eye(4)) and 0.7 <= matrix[0, 0] <= 1.4
+        assert not matrix[:4, 4:].any() and not matrix[4:8, 8:].any()
+    x, rng = torch.rand(4, 5), np.random.default_rng(3)
+    assert torch.allclose(augment.disguise(torch.eye(4), np.random.default_rng(3)) @ x, augment.disguise(x, rng))
+
+
+def test_parts_begin_to_learn_one_after_the_other(clips, ssn, tmp_path, monkeypatch):
+    told, learn = [], EndToEnd.learn
+    monkeypatch.setattr(EndToEnd, "learn", lambda self, parts: (told.append(tuple(parts)), learn(self, parts)))
+    joins = {"head": 0.0, "superpixels": 0.25, "flow": 0.5}
+    trained(tmp_path / "all", clips, ssn, joins=joins)
+    assert told[1:] == [PARTS[:1], PARTS[:2], PARTS, PARTS][:4] + told[5:]  # the first call makes the network
+    told.clear()
+    trained(tmp_path / "head", clips, ssn, joins=joins, frozen=["head"])
+    assert told[1:3] == [("superpixels",), ("superpixels", "flow")]  # the first that learns does so from the start
+
+
+def test_what_is_frozen_stays_as_it_was(clips, ssn, tmp_path):
+    start = end_to_end.network(**SHAPE, ssn=ssn)
+    for frozen in PARTS:
+        fit = trained(tmp_path / frozen, clips, ssn, frozen=[frozen], joins=dict.fromkeys(PARTS, 0.0))
+        torch.manual_seed(3)
+        start = end_to_end.network(**SHAPE, ssn=ssn)
+        made = EndToEnd.from_pretrained(fit.weights)
+        for part in PARTS:
+            same = all(torch.equal(value, dict(made.get_submodule(part).named_parameters())[name])
+                       for name, value in start.get_submodule(part).named_parameters())
+            assert same == (part == frozen)
+
+
+def test_it_learns(clips, ssn, tmp_path):
+    fit = trained(tmp_path, clips, ssn, steps=24, validate_every=8, joins=dict.fromkeys(PARTS, 0.0))
+    losses = fit.history["loss"].to_numpy()
+    assert losses[-1] < losses[0]
+    assert "End to end: flow, superpixels, head" in (tmp_path / "card.md").read_text(encoding="utf-8")
+    masks = end_to_end.predict(EndToEnd.from_pretrained(fit.weights), clips[2])
+    assert masks.shape == (4, *SIZE) and masks.dtype == np.uint8
+
+
+def test_the_photometric_loss_takes_part(clips, ssn):
+    net = end_to_end.network(**SHAPE, ssn=ssn)
+    batch = end_to_end.Triples(clips, COUNTS, 2, seed=1)(0)
+    with torch.no_grad():
+        seen = net(batch["before"], batch["frame"], batch["after"])
+        plain, more = (end_to_end.losses(seen, batch, end_to_end.Weights(photometric=weight)) for weight in (0, 10))
+    assert plain.shape == (2,) and (more > plain).all()
+
+
+def test_bad_settings_are_refused(clips, ssn, tmp_path):
+    with pytest.raises(ValueError, match="may be frozen, not all of them; got flow, superpixels, head"):
+        trained(tmp_path, clips, ssn, frozen=["flow", "superpixels", "head"])
+    with pytest.raises(ValueError, match="may be frozen, .* got raft"):
+        trained(tmp_path, clips, ssn, frozen=["raft"])
+    with pytest.raises(ValueError, match="a clip of three frames, the longest has 2"):
+        end_to_end.Triples([clip.part(0, 2) for clip in clips], COUNTS, 1, 0)
+    with pytest.raises(ValueError, match="the head is one of unet, transformer, got 'mlp'"):
+        end_to_end.network("mlp")
+    with pytest.raises(ValueError, match="a transformer starts from nothing"):
+        end_to_end.network("transformer", start="motion")
+    with pytest.raises(ValueError, match="the input 'depth' is unknown"):
+        end_to_end.network(inputs=["depth"])
+
+
+def test_superpixels_of_a_composite_are_kept_as_others_are(clips, ssn, tmp_path):
+    exact = clips[0]  # scenes know their flow both ways
+    [cached] = pipeline.precompute_superpixels([exact], SSN.from_pretrained(ssn), tmp_path, 20, progress=False)
+    extra = torch.cat([exact.flow(1), exact.backward_flow(1)])
+    found = pipeline.find_superpixels(SSN.from_pretrained(ssn), exact.frame(1), 20, extra)
+    assert torch.equal(cached.superpixel_labels(1), found.labels)
+
+
+def test_a_gain_is_a_difference_on_the_same_clips():
+    """All clips gain .1 whatever their own score: the gain is certain, the scores are not."""
+    rows = [{"arm": arm, "seed": seed, "clip": clip, "j": j + more + shake, "f": 0.5, "seconds": 2.0}
+            for arm, more in ((comparison.BASE, 0.0), ("end to end", 0.1))
+            for seed, shake in ((0, -0.01), (1, 0.01)) for clip, j in (("a", 0.2), ("b", 0.5), ("c", 0.8))]
+    table = comparison.table(pd.DataFrame(rows))
+    assert table.loc["end to end", "gain"] == pytest.approx(0.1)
+    assert table.loc["end to end", "gain +-"] == pytest.approx(0, abs=1e-9)
+    assert table.loc[comparison.BASE, "J"] == pytest.approx(0.5)
+    assert table.loc[comparison.BASE, "+-"] == pytest.approx(4.3027 * 0.3 / 3 ** 0.5, rel=1e-3)  # Student, two degrees
+    assert table.loc["end to end", "between seeds"] == pytest.approx(0.01 * 2 ** 0.5)
+
+
+def test_the_comparison_runs_and_goes_on(tmp_path):
+    clips = comparison.scenes(SIZE, 2, 1, 2, n_frames=3)
+    arms = [comparison.BASE, "end to end", "U-Net frozen"]
+    how = {"arms": arms, "seeds": [0], "steps": 1, "batch_size": 1, "n_iters": 1, "n_spixels": 20, "progress": False}
+    rows = comparison.compare(tmp_path, clips, **how)
+    assert list(rows["arm"].unique()) == arms and len(rows) == 6
+    assert not {c.name for c in clips.train + clips.validation} & {c.name for c in clips.test}
+    before = (tmp_path / "end_to_end" / "0" / "best.safetensors").stat().st_mtime_ns
+    pd.testing.assert_frame_equal(rows, comparison.compare(tmp_path, clips, **how))
+    assert (tmp_path / "end_to_end" / "0" / "best.safetensors").stat().st_mtime_ns == before
+
+
+def test_commands(ssn, tmp_path, capsys, monkeypatch):
+    small = unet.open_clips
+    monkeypatch.setattr(unet, "open_clips", lambda dataset, **how: small(dataset, **{**how, "size": SIZE}))
+    out = tmp_path / "out"
+    command = ["train", "unet", "--end-to-end", "--out", str(out), "--n-clips", "2", "--n-frames", "3", "--steps", "1",
+               "--batch-size", "1", "--ssn", str(ssn), "--n-iters", "1", "--n-spixels", "20", "--widths", "4,8",
+               "--freeze", "flow", "--photometric", "0.1", "--recompute", "--device", "cpu", "--workers", "0", "--json"]
+    assert cli.main(command) == 0
+    assert json.loads(capsys.readouterr().out)["best_step"] == 1
+    assert cli.main(["scenes", str(tmp_path / "davis"), "--n-clips", "1", "--n-frames", "3", "--size", "48", "64"]) == 0
+    frames = next((tmp_path / "davis" / "JPEGImages").glob("*/*"))
+    assert cli.main(["segment", str(frames), "--method", "end-to-end", "--weights", str(out / "best.safetensors"),
+                     "--out", str(tmp_path / "masks"), "--json"]) == 0
+    assert len(list((tmp_path / "masks" / "masks").iterdir())) == 3
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--head", "transformer"], "--head is of --end-to-end"),
+    (["--recompute"], "--recompute is of --end-to-end"),
+    (["--end-to-end", "--head", "mlp"], "the head is one of unet, transformer, got 'mlp'"),
+    (["--end-to-end", "--ssn", "scenes"], "must be those of a composite SSN"),
+    (["--end-to-end", "--inputs", "flow,depth"], "the input 'depth' is unknown"),
+    (["--end-to-end", "--freeze", "raft", "--n-clips", "2"], "may be frozen"),
+])
+def test_bad_commands(arguments, words, tmp_path, capsys):
+    assert cli.main(["train", "unet", "--out", str(tmp_path / "x"), *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

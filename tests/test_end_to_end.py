@@ -1,0 +1,169 @@
+"""One graph from frames to masks: gradients that reach every part, and the numbers that the parts alone would give."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffslic import datasets, pipeline
+from diffslic.flow import RAFT
+from diffslic.pipeline import PARTS, EndToEnd
+from diffslic.segmentation import (
+    SuperpixelTransformer,
+    SuperpixelTransformerConfig,
+    UNet,
+    UNetConfig,
+    bce_dice,
+)
+from diffslic.superpixels import SSN, SSNConfig, label_reconstruction
+
+SIZE, INPUTS = (48, 64), pipeline.INPUTS
+
+
+def unet(**options):
+    return UNet(UNetConfig(11, widths=(4, 8), inputs=INPUTS, **options))
+
+
+def transformer():
+    return SuperpixelTransformer(SuperpixelTransformerConfig(11, width=16, depth=1, heads=2, inputs=INPUTS))
+
+
+def network(head=None):
+    """Untrained parts, small: one learned channel, and a second network over flow."""
+    torch.manual_seed(0)
+    ssn = SSN(SSNConfig(width=4, out_channels=1, extra_channels=4, extra_width=4, extra_out_channels=2, n_iters=2))
+    return EndToEnd(RAFT(), ssn, head or unet(), n_iters=2, n_spixels=20)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return datasets.open("scenes", preset="lab", n_clips=1, n_frames=4, size=SIZE, seed=1)[0]
+
+
+@pytest.fixture(scope="module")
+def triple(clip):
+    return [clip.frame(t)[None] for t in range(3)]
+
+
+def loss(seen, labels):
+    return (bce_dice(seen.logits, labels) + label_reconstruction(seen.superpixels, (labels > 0).long())).mean()
+
+
+@pytest.mark.parametrize("frozen", [(), *((part,) for part in PARTS)])
+@pytest.mark.parametrize("head", [unet, transformer])
+def test_the_loss_reaches_every_part_but_what_is_frozen(clip, triple, frozen, head):
+    net = network(head()).train()
+    net.learn([part for part in PARTS if part not in frozen])
+    loss(net(*triple), clip.labels(1)[None]).backward()
+    for part in PARTS:
+        gradients = [value.grad for value in net.get_submodule(part).parameters()]
+        if part in frozen:
+            assert all(gradient is None for gradient in gradients)
+        else:
+            assert max(float(gradient.abs().max()) for gradient in gradients if gradient is not None) > 0
+    assert all(value.grad is not None for name, value in net.flow.named_parameters()) or "flow" in frozen
+
+
+def test_the_mask_alone_reaches_the_flow_through_the_superpixels(clip, triple):
+    """With looks as the only input of the head there is no other way than the association."""
+    net = network(UNet(UNetConfig(4, widths=(4, 8), inputs=("superpixels",)))).train()
+    bce_dice(net(*triple).logits, clip.labels(1)[None]).mean().backward()
+    assert net.flow.update_block.flow_head.conv2.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("head", [unet, transformer])
+def test_computed_once_more_the_gradients_are_the_same(clip, triple, head):
+    net, gradients = network(head()).train(), []
+    for keep in (True, False):
+        net.keep_activations = keep
+        net.zero_grad()
+        loss(net(*triple), clip.labels(1)[None]).backward()
+        gradients.append([value.grad.clone() for value in net.parameters()])
+    for kept, again in zip(*gradients):
+        assert torch.allclose(kept, again, rtol=1e-4, atol=1e-7)
+
+
+def test_flow_is_that_of_raft_alone(triple):
+    net, (before, frame, after) = network().eval(), triple
+    with torch.no_grad():
+        flow = net.flow_of(before, frame, after)
+        alone = torch.cat([net.flow(frame, after, 2), net.flow(frame, before, 2)], dim=1)
+    assert (flow - alone).abs().max() < 1e-4
+
+
+def test_hard_superpixels_give_what_is_pre_generated(triple):
+    """Channels of the graph are those of the cache, as soon as every pixel belongs to one superpixel."""
+    net, frame = network().eval(), triple[1]
+    with torch.no_grad():
+        flow = net.flow_of(*triple)
+        found = net.superpixels_of(frame, flow)
+        channels = net.channels(frame, flow, found.harden())[0]
+        cached = pipeline.find_superpixels(net.superpixels, frame[0], 20, extra=flow[0])
+        expected = pipeline.network_input(INPUTS, flow[0, :2], cached._replace(
+            vectors=found.harden().pool(net.superpixels.appearance(frame))[0]), frame[0])
+    assert torch.equal(cached.labels, found.labels[0])
+    assert (channels - expected).abs().max() < 1e-3
+
+
+def test_a_video_is_seen_as_its_triples(clip):
+    net = network().eval()
+    frames = [clip.frame(t) for t in range(4)]
+    video = list(net.video(iter(frames)))
+    assert len(video) == 4
+    for t in (1, 2):
+        with torch.no_grad():
+            alone = net(*(frames[t + step][None] for step in (-1, 0, 1))).logits[0, 0]
+        assert (video[t] - alone).abs().max() < 1e-3
+
+
+def test_mixing_changes_what_the_head_sees_and_nothing_else(triple):
+    net = network().eval()
+    with torch.no_grad():
+        plain, same, none = (net(*triple, mixing) for mixing in (None, torch.eye(11)[None], torch.zeros(1, 11, 11)))
+    assert torch.equal(plain.logits, same.logits)
+    assert torch.equal(plain.flow, none.flow) and not torch.equal(plain.logits, none.logits)
+
+
+@pytest.mark.parametrize("head", [unet, transformer])
+def test_a_round_trip_through_a_file(triple, tmp_path, head):
+    net = network(head()).eval()
+    net.save(tmp_path / "net.safetensors")
+    again = EndToEnd.from_pretrained(tmp_path / "net.safetensors")
+    assert (again.n_iters, again.n_spixels, type(again.head)) == (2, 20, type(net.head))
+    with torch.no_grad():
+        assert torch.equal(net(*triple).logits, again(*triple).logits)
+
+
+def test_other_weights_and_parts_are_refused(tmp_path):
+    unet().save(tmp_path / "unet.safetensors")
+    with pytest.raises(ValueError, match="unet.safetensors does not hold a network trained end to end"):
+        EndToEnd.from_pretrained(tmp_path / "unet.safetensors")
+    with pytest.raises(ValueError, match="composite SSN over flow there and back, got one of 0"):
+        EndToEnd(RAFT(), SSN(SSNConfig("pix")), unet())
+    composite = network().superpixels
+    with pytest.raises(ValueError, match="one mask and inputs among flow, superpixels, image, got 1 and none"):
+        EndToEnd(RAFT(), composite, UNet(UNetConfig(3)))
+    with pytest.raises(ValueError, match="got 2 and flow, superpixels, image"):
+        EndToEnd(RAFT(), composite, unet(out_channels=2))
+
+
+def test_batch_norms_keep_their_moments(triple):
+    net = network().train()
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    net(*triple)
+    assert before and all(torch.equal(value, before[name]) for name, value in net.named_buffers())
+
+
+def test_segment_by_a_network_trained_end_to_end(clip, tmp_path, monkeypatch):
+    network().save(tmp_path / "net.safetensors")
+
+    def result():
+        return pipeline.segment(clip, tmp_path / "net.safetensors", method="end-to-end")
+
+    whole = result().masks
+    assert whole.shape == (4, *SIZE) and whole.max() <= 1
+    for start in (1, 2, 3):  # a stopped run goes on with the same masks
+        assert np.array_equal(np.stack(list(result().frames(start))), whole[start:])
+    with pytest.raises(ValueError, match="end-to-end needs weights, the file of a training"):
+        pipeline.segment(clip, method="end-to-end")
+    with pytest.raises(ValueError, match="objects is for the method unet, not for end-to-end"):
+        pipeline.segment(clip, tmp_path / "net.safetensors", method="end-to-end", objects="graph")
