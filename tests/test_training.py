@@ -196,24 +196,25 @@ def test_two_processes_share_the_batches_and_agree(tmp_path, torchrun):
 
 
 KILLED = """
-import os, sys
+import sys
 sys.path[:0] = {path!r}
 from test_training import kill, run
-folder, stop_at = sys.argv[1], int(sys.argv[2])
-run(folder, stop_at=stop_at, stop=kill)
+if sys.argv[1] == "first":
+    run("whole")
+    run("broken", stop_at=13, stop=kill)  # the batch of the second process in the seventh step
+run("broken")
 """
 
 
 def test_a_process_that_is_killed_ends_the_run_and_the_same_command_goes_on_exactly(tmp_path, torchrun):
     """Dropout draws from the random numbers of each process: those of the second must be taken up as well."""
     (tmp_path / "run.py").write_text(KILLED.format(path=[str(Path(__file__).parent)]))
-    assert torchrun("run.py", "whole", -1).returncode == 0
-    killed = torchrun("run.py", "broken", 13)  # the batch of the second process in the seventh step
+    killed = torchrun("run.py", "first")
     assert killed.returncode != 0 and "SIGKILL" in killed.stderr
     assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == ["best.safetensors", "last.ckpt",
                                                                              "metrics.csv"]
     assert list(pd.read_csv(tmp_path / "broken" / "metrics.csv")["step"]) == [4]
-    assert torchrun("run.py", "broken", -1).returncode == 0
+    assert torchrun("run.py", "again").returncode == 0
     whole, broken = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "broken"))
     assert all(torch.equal(value, broken["model"][key]) for key, value in whole["model"].items())
     assert torch.equal(whole["random"], broken["random"]) and not torch.equal(*whole["random"])
