@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,17 @@ def reference() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"DIFFSLIC_REFERENCE names {folder}, which is not a folder")
     return Path(folder)
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Start arguments of torchrun (a script with its own, or ``-m`` and a module) in two processes on the CPU."""
+    def start(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                   "--local-addr", "127.0.0.1", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return start
 
 
 @pytest.fixture

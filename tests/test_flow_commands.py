@@ -141,15 +141,55 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(davis, tmp_path,
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_under_torchrun_every_clip_is_computed_by_one_process(davis, tmp_path, weights, monkeypatch, capsys):
-    done = []
-    for rank in (0, 1):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        assert cli.main(precompute(davis, tmp_path / str(rank), weights)[3:]) == 0
-        done.append(names(tmp_path / str(rank) / "davis2016" / "48p" / "flow"))
+NOTED = """
+import os, signal, sys
+from diffslic import cli, datasets
+
+rank, killed, write = os.environ["RANK"], sys.argv[1] == "killed", datasets.write_clip_cache
+
+def dying(frames):
+    yield next(frames)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def noted(path, fields, *rest):
+    if killed and rank == "1" and os.path.exists("computed1"):  # in the middle of its second clip
+        fields = {name: dying(iter(frames)) for name, frames in fields.items()}
+    write(path, fields, *rest)
+    with open("computed" + rank, "a") as file:
+        print(path.stem, file=file)
+
+datasets.write_clip_cache = noted
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["flow", "superpixels"])
+def test_two_processes_share_the_clips_and_a_killed_run_computes_none_twice(tmp_path, weights, kind, torchrun):
+    assert cli.main(["scenes", str(tmp_path / "davis"), "--n-clips", "5", "--n-frames", "3",
+                     "--size", *map(str, SIZE)]) == 0
+    (tmp_path / "run.py").write_text(NOTED)
+    arguments = precompute(tmp_path / "davis", tmp_path / "shared", weights, kind)[3:]
+    assert "SIGKILL" in torchrun("run.py", "killed", *arguments).stderr
+    assert (tmp_path / "computed1").read_text().split() == ["lab-00001"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("[!.]*.h5")}
+    assert 1 <= len(before) <= 4  # the first process has had time for some of its own, or for all
+    done = torchrun("run.py", "whole", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    first, second = ((tmp_path / f"computed{rank}").read_text().split() for rank in (0, 1))
+    assert second == ["lab-00001", "lab-00003"]
+    assert set(first) <= {"lab-00000", "lab-00002", "lab-00004"} and len(set(first)) == len(first)
+    assert cli.main(precompute(tmp_path / "davis", tmp_path / "alone", weights, kind)[3:]) == 0
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+
+
+def test_the_spelling_of_the_readme_shares_the_clips_and_the_first_process_speaks(davis, tmp_path, weights, torchrun):
+    arguments = precompute(davis, tmp_path / "out", weights)[3:]
+    done = torchrun("-m", "--", "diffslic", *arguments, "--export", tmp_path / "export")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"clips": 3, "out": str(tmp_path / "out" / "davis2016" / "48p" / "flow")}
     clips = [f"{clip.name}.h5" for clip in datasets.open("davis2016", root=davis, resolution="48p")]
-    assert done == [clips[::2], clips[1::2]]
+    assert names(tmp_path / "out" / "davis2016" / "48p" / "flow") == names(tmp_path / "export") == clips
 
 
 def test_a_corrupted_cache_is_made_anew(davis, tmp_path, weights):

@@ -2,8 +2,7 @@
 
 import os
 import pickle
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -34,13 +33,21 @@ def make(number):
     return {"x": x, "y": 3 * x - 1}
 
 
-def run(folder, steps=12, stop_at=None, **options):
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(folder, steps=12, stop_at=None, stop=interrupt, **options):
     torch.manual_seed(5)
     model = Line()
 
     def loss(network, batch):
         if stop_at is not None and batch["x"][0].cpu() == make(stop_at)["x"][0]:
-            raise KeyboardInterrupt
+            stop()
         return (network(batch["x"]) - batch["y"]).square().mean(1)
 
     def validate(network):
@@ -175,18 +182,71 @@ torch.save(model.state_dict(), f"{folder}/rank{{torch.distributed.get_rank()}}.p
 """
 
 
-def test_two_processes_share_the_batches_and_agree(tmp_path):
+def test_two_processes_share_the_batches_and_agree(tmp_path, torchrun):
     """torchrun on the CPU: both end with the same weights and history, and one of them writes."""
     (tmp_path / "run.py").write_text(PROCESSES.format(path=[str(Path(__file__).parent)], folder=str(tmp_path)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "--local-addr", "127.0.0.1", "run.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    done = torchrun("run.py")
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert list(pd.read_csv(tmp_path / "metrics.csv")["step"]) == [4, 6]
     assert [(tmp_path / f"group{rank}").read_text() for rank in (0, 1)] == ["False", "False"]
+    with pytest.raises(ValueError, match=r"last.ckpt belongs to a run with another number of processes"):
+        run(tmp_path, steps=6)
+
+
+KILLED = """
+import sys
+sys.path[:0] = {path!r}
+from test_training import kill, run
+if sys.argv[1] == "first":
+    run("whole")
+    run("broken", stop_at=13, stop=kill)  # the batch of the second process in the seventh step
+run("broken")
+"""
+
+
+def test_a_process_that_is_killed_ends_the_run_and_the_same_command_goes_on_exactly(tmp_path, torchrun):
+    """Dropout draws from the random numbers of each process: those of the second must be taken up as well."""
+    (tmp_path / "run.py").write_text(KILLED.format(path=[str(Path(__file__).parent)]))
+    killed = torchrun("run.py", "first")
+    assert killed.returncode != 0 and "SIGKILL" in killed.stderr
+    assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == ["best.safetensors", "last.ckpt",
+                                                                             "metrics.csv"]
+    assert list(pd.read_csv(tmp_path / "broken" / "metrics.csv")["step"]) == [4]
+    assert torchrun("run.py", "again").returncode == 0
+    whole, broken = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "broken"))
+    assert all(torch.equal(value, broken["model"][key]) for key, value in whole["model"].items())
+    assert torch.equal(whole["random"], broken["random"]) and not torch.equal(*whole["random"])
+    columns = ["step", "loss", "rate", "error"]
+    first, second = (pd.read_csv(tmp_path / name / "metrics.csv")[columns] for name in ("whole", "broken"))
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+NOT_FINITE = """
+import os, sys
+sys.path[:0] = {path!r}
+from test_training import Line, make, training
+rank = os.environ["RANK"]
+
+def loss(network, batch):
+    failed = rank == "1" and batch["x"][0] == make(5)["x"][0]  # in the third step
+    return network(batch["x"]).square().sum(1) * (float("nan") if failed else 1.0)
+
+try:
+    training.fit(Line(), training.Batches(make), loss, lambda network: {{"error": 0.0}}, training.Schedule(9, 0.1),
+                 "out", monitor="error", higher_is_better=False, device="cpu", progress=False)
+except ValueError as error:
+    open("told" + rank, "w").write(str(error))
+"""
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path, torchrun):
+    (tmp_path / "run.py").write_text(NOT_FINITE.format(path=[str(Path(__file__).parent)]))
+    done = torchrun("run.py")
+    assert done.returncode == 0, done.stderr
+    told = [(tmp_path / f"told{rank}").read_text() for rank in (0, 1)]
+    assert told[0] == told[1] and told[0].startswith("the loss became nan at step 3")
 
 
 @pytest.mark.parametrize("precision, product", [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])

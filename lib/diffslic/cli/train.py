@@ -1,5 +1,6 @@
 """Training the networks."""
 
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -87,7 +88,7 @@ def train_ssn(
 
     report.check_choice("model", model, list(ssn.WHAT))
     report.check_choice("loss", loss, list(ssn.RECONSTRUCTIONS))
-    where = device if device != "auto" else "cpu"
+    where = _where(device)
     clips, validation = ssn.prepare(dataset, root, n_scenes=n_scenes, resolution=resolution, davis=davis,
                                     flow=model == "composite", flow_root=flow_root, cache=cache, device=where,
                                     progress=not as_json)
@@ -165,7 +166,7 @@ def train_unet(
 ) -> None:
     """Train the motion segmentation network on scenes, or on DAVIS 2016 split by sequence.
 
-    Under torchrun, compute flow and superpixels first (one process, ``diffslic precompute``).
+    Under torchrun the processes share the computation of flow and superpixels too.
 
     Example: diffslic train unet --out runs/unet --dataset davis2016 --root ../DAVIS2016 --inputs flow,superpixels
 
@@ -174,7 +175,7 @@ def train_unet(
     """
     from diffslic.recipes import unet
 
-    where = device if device != "auto" else "cpu"
+    where = _where(device)
     shape = {"inputs": inputs.split(",") if inputs else None, "start": start,
              "widths": numbers(widths, "--widths")}
     together = {"head": head, "freeze": freeze, "raft": raft, "ssn": ssn, "n_iters": n_iters, "n_spixels": n_spixels,
@@ -224,7 +225,7 @@ def train_instances(
     from diffslic.recipes import instances, unet
 
     instances.network(start, bodies)  # before the preparation
-    where = device if device != "auto" else "cpu"
+    where = _where(device)
     clips, validation = unet.prepare("scenes", cache, presets=instances.PRESETS, n_clips=n_clips, n_frames=n_frames,
                                      device=where, progress=not as_json)
     fit = instances.train(out, clips, validation, start=start, n_bodies=bodies, steps=steps, batch_size=batch_size,
@@ -252,7 +253,7 @@ def train_softseg(
     from diffslic.recipes import softseg
 
     report.check_choice("compared", compared, list(softseg.COMPARED))
-    where = device if device != "auto" else "cpu"
+    where = _where(device)
     clips, validation = softseg.prepare(dataset, root, n_scenes=n_scenes, device=where)
     fit = softseg.train(out, clips, validation, compared=compared, widths=numbers(widths, "--widths"), ssn=ssn,
                         steps=steps, batch_size=batch_size, learning_rate=rate, seed=seed, dataset=dataset,
@@ -348,12 +349,19 @@ def _train_motion(out: Path, dataset: str, root: Path | None, file: Path | None,
 
     motion.network(shape, how["start"])  # what cannot be is refused before hours of preparation
     changes, criterion = motion.Augmentation(**augmentation), motion.Loss(**loss)
-    where = how["device"] if how["device"] != "auto" else "cpu"
+    where = _where(how["device"])
     clips, validation = motion.prepare(dataset, cache, root=root, resolution=resolution, file=file, n_clips=n_clips,
                                        n_frames=max(17, shape.window + 8), device=where, progress=not as_json)
     fit = motion.train(out, clips, validation, config=shape, loss=criterion,
                        augmentation=changes, **how)
     _show_fit(fit, as_json)
+
+
+def _where(device: str) -> str:
+    """The device on which clips are prepared: under torchrun each process has its own GPU."""
+    from diffslic.training import own_device
+
+    return own_device(device if device != "auto" else "cpu")
 
 
 def _how(device: str, devices: int, precision: str, workers: int, logger: str | None, out: Path,
@@ -363,7 +371,16 @@ def _how(device: str, devices: int, precision: str, workers: int, logger: str | 
 
     return {"device": device, "devices": devices, "precision": precision, "workers": workers,
             "loggers": [open_logger(logger, out)] if logger else [], "progress": not as_json,
-            "command": shlex.join(["diffslic", *sys.argv[1:]])}
+            "command": _launcher() + shlex.join(["diffslic", *sys.argv[1:]])}
+
+
+def _launcher() -> str:
+    """The beginning of the command, where torchrun started this process."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return ""
+    total, per_node = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    nodes = f"--nnodes {total // per_node} " if total > per_node else ""
+    return f"torchrun {nodes}--nproc-per-node {per_node} -m -- "
 
 
 def _show_fit(result: Any, as_json: bool) -> None:

@@ -233,15 +233,16 @@ def precompute_flow(
     from diffslic import pipeline
     from diffslic.datasets.composite_flow import write_composite_flow
     from diffslic.flow import RAFT
-    from diffslic.training import own_device, own_share
+    from diffslic.training import own_device, own_share, speaks
 
-    clips = own_share(open_clips(dataset, root, split, resolution))
     folder = pipeline.cache_folder(out, dataset, resolution, "flow")
-    clips = pipeline.precompute_flow(clips, RAFT.from_pretrained(weights, own_device(device)), folder, iters,
+    clips = pipeline.precompute_flow(open_clips(dataset, root, split, resolution),
+                                     RAFT.from_pretrained(weights, own_device(device)), folder, iters,
                                      polish, both_ways or export is not None, progress=not as_json)
-    for clip in clips if export is not None else ():
+    for clip in own_share(clips) if export is not None else ():
         write_composite_flow(clip, export / f"{clip.name}.h5")
-    show({"clips": len(clips), "out": str(folder)}, as_json)
+    if speaks():
+        show({"clips": len(clips), "out": str(folder)}, as_json)
 
 
 @precompute_app.command("superpixels")
@@ -259,10 +260,11 @@ def precompute_superpixels(
     """
     from diffslic import pipeline
     from diffslic.superpixels import SSN
-    from diffslic.training import own_device, own_share
+    from diffslic.training import own_device, speaks
 
-    clips = own_share(open_clips(dataset, root, split, resolution))
+    clips = open_clips(dataset, root, split, resolution)
     folder = pipeline.cache_folder(out, dataset, resolution, "superpixels")
     ssn = SSN.from_pretrained(weights, own_device(device))
     pipeline.precompute_superpixels(clips, ssn, folder, n_spixels, progress=not as_json)
-    show({"clips": len(clips), "out": str(folder)}, as_json)
+    if speaks():
+        show({"clips": len(clips), "out": str(folder)}, as_json)

@@ -1,6 +1,12 @@
-"""Pre-generate, then train: flow and superpixels of clips, computed once and kept on disk."""
+"""Pre-generate, then train: flow and superpixels of clips, computed once and kept on disk.
+
+Under torchrun the processes share the work: all call with the same clips, each computes every n-th of them and takes
+the files of the others when they are there, so that all return all clips. They need one file system. Waiting has no
+limit of its own: torchrun ends all processes when one of them dies.
+"""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, tee
 from pathlib import Path
@@ -16,7 +22,9 @@ from diffslic.datasets.composite_flow import flow_both_ways
 from diffslic.flow import POLISH, RAFT, BothWays, occlusion, polish, tvl1
 from diffslic.pipeline.inputs import N_SPIXELS, Superpixels, find_superpixels
 from diffslic.superpixels import SSN
-from diffslic.training import device_of
+from diffslic.training import device_of, own_share, speaks
+
+POLL = 0.2  # seconds between two looks for the file of another process
 
 
 def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished: bool = True) -> Iterator[Tensor]:
@@ -124,15 +132,26 @@ def cache_folder(cache: str | Path, dataset: str, resolution: str, kind: str) ->
 
 def _precompute(clips: Sequence[Clip], folder: Path, accepted: Sequence[Mapping[str, Any]],
                 fields: Callable[[Clip], dict[str, Iterable[Tensor]]], what: str, progress: bool) -> list[Clip]:
-    """Write what is not there yet, with the first of the settings that are accepted in a file that is there."""
-    cached = []
-    for clip in tqdm(clips, desc=what, unit="clip", disable=not progress):
-        path = folder / f"{clip.name}.h5"
-        is_of = {"size": list(clip.size), "frames": ends(clip)}
-        if not any(datasets.is_current(path, {**settings, **is_of}, len(clip)) for settings in accepted):
+    """Write what is not there yet, with the first of the settings that are accepted in a file that is there.
+
+    Whose a clip is depends on its place in the list, not on what is missing: that changes while others look.
+    """
+    paths = [folder / f"{clip.name}.h5" for clip in clips]
+    own = own_share(range(len(clips)))
+    others = sorted(set(range(len(clips))) - set(own))
+    for i in tqdm([*own, *others], desc=what, unit="clip", disable=not (progress and speaks())):
+        clip, is_of = clips[i], {"size": list(clips[i].size), "frames": ends(clips[i])}
+        configurations = [{**settings, **is_of} for settings in accepted]
+        if i in others:
+            while not _is_there(paths[i], configurations, len(clip)):
+                time.sleep(POLL)
+        elif not _is_there(paths[i], configurations, len(clip)):
             try:
-                datasets.write_clip_cache(path, fields(clip), len(clip), {**accepted[0], **is_of})
+                datasets.write_clip_cache(paths[i], fields(clip), len(clip), configurations[0])
             except ValueError as error:
                 raise ValueError(f"clip {clip.name!r}: {error}") from error
-        cached.append(datasets.cached_clip(clip, path))
-    return cached
+    return [datasets.cached_clip(clip, path) for clip, path in zip(clips, paths)]
+
+
+def _is_there(path: Path, configurations: Sequence[Mapping[str, Any]], length: int) -> bool:
+    return any(datasets.is_current(path, configuration, length) for configuration in configurations)

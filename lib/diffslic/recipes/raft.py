@@ -57,7 +57,7 @@ class Pairs:
     Args:
         sources: where pairs come from, and how often each is asked, summing to one.
         batch_size: pairs per batch.
-        seed: chooses everything random.
+        seed: chooses everything random; a pair depends on it and on the pair's position, not on how many a batch has.
     """
 
     def __init__(self, sources: Mapping[Source, float], batch_size: int, seed: int) -> None:
@@ -68,7 +68,9 @@ class Pairs:
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Batch ``number``: image1, image2 (B, 3, h, w), flow (B, 2, h, w), valid (B, h, w)."""
-        samples = [self._sample(np.random.default_rng([self.seed, number, item])) for item in range(self.batch_size)]
+        # Apart from the numbers [seed, scene] of :func:`scene_pairs`.
+        samples = [self._sample(np.random.default_rng([self.seed, 11, number * self.batch_size + item]))
+                   for item in range(self.batch_size)]
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
     def _sample(self, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -225,7 +227,8 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         for layer in model.modules():
             if isinstance(layer, BatchNorm):
                 layer.frozen = True
-    where = "cpu" if workers else ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = "cpu" if workers else training.own_device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     sources = {collage_pairs(textures, where): COLLAGES,
                scene_pairs(n_scenes, n_frames, seed, textures, where): 1 - COLLAGES}
     pairs = Pairs({clip_pairs(clips): 1.0} if clips else sources, batch_size, seed)

@@ -57,9 +57,12 @@ class Samples:
         as many places (B, n), counted along the rows, as there would be superpixels."""
         batch = self._crops.cut(number)
         if self.compared == "pixels":
-            images, rng = batch["image"], np.random.default_rng([self.seed, 10, number])
-            places = rng.integers(images[0, 0].numel(), size=(len(images), n_spixels(images)))
-            batch["places"] = torch.from_numpy(places)
+            images = batch["image"]
+            positions = range(number * len(images), (number + 1) * len(images))
+            places = [np.random.default_rng([self.seed, 10, position]).integers(images[0, 0].numel(),
+                                                                                size=n_spixels(images))
+                      for position in positions]
+            batch["places"] = torch.from_numpy(np.stack(places))
         return batch
 
 

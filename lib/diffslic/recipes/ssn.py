@@ -34,7 +34,7 @@ from diffslic.superpixels import (
 
 SIZE = (240, 320)  # of the scenes
 CROP = (160, 160)
-CELLS = (16, 160)  # superpixels per crop: between these, the same for all crops of a step
+CELLS = (16, 160)  # superpixels per crop: between these, the same for all crops of a batch (so of one process)
 PRESETS = "lab+street+crowd+static"
 N_SCENES, VALIDATION_SCENES = 160, 16
 TRAINING_SEED, VALIDATION_SEED = 20_000, 900_000  # of scenes

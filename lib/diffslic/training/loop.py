@@ -1,6 +1,6 @@
-"""One training loop on Lightning Fabric, for every network; loading and saving weights.
+"""One training loop on Lightning Fabric, for every network.
 
-This module knows Fabric and no model: what is trained, on what and how it is weighed comes from ``recipes``.
+It knows Fabric and no model: what is trained, on what and how it is weighed comes from ``recipes``.
 """
 
 import atexit
@@ -16,15 +16,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from diffslic.files import written_whole
-
-WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "data" / "weights"
+from diffslic.training.processes import check_device, random_states, set_random_state
 
 Batch = Mapping[str, Tensor]
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -101,8 +98,12 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
 
     ``out_dir`` gets ``metrics.csv`` (rewritten after each validation), ``last.ckpt`` (everything that an exact
     resume needs) and ``best.safetensors``; each file is written whole or not at all. A run that was stopped goes on
-    from ``last.ckpt`` and ends as it would have without the stop. Under torchrun every process takes its share of
-    the batches, the first one validates and writes, and all return the same result.
+    from ``last.ckpt`` and ends as it would have without the stop.
+
+    Under torchrun process r of w takes batches r, r + w, r + 2w ..., the first one validates and writes, and all return
+    the same result. Gradients and the losses of the history are means over the processes: where samples are drawn by
+    their position in the order of batches, w processes with B samples a batch train as one with w B does. Random
+    numbers that the network itself draws differ between processes.
 
     Args:
         model: has ``save(path)``, which writes its weights.
@@ -122,14 +123,16 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
         forward_methods: methods of the model that ``loss`` calls instead of the model itself.
 
     Raises:
-        ValueError: no such device or precision, a checkpoint of another run, or a loss that is not finite.
+        ValueError: no such device or precision, a checkpoint of another run (or of another number of processes), or a
+            loss that is not finite, in whichever process: then all of them raise.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
     out_dir = Path(out_dir)
     fabric = _open_fabric(device, devices, loggers, some_unused=before_step is not None)
     out_dir.mkdir(parents=True, exist_ok=True)
-    identity = json.loads(json.dumps({"schedule": asdict(schedule), "precision": precision, **(settings or {})}))
+    identity = json.loads(json.dumps({"schedule": asdict(schedule), "precision": precision,
+                                      "number of processes": fabric.world_size, **(settings or {})}))
     checkpoint = _read_checkpoint(out_dir / "last.ckpt", identity) if resume else None
     state = checkpoint["state"] if checkpoint else _new_state()
     if checkpoint:
@@ -139,7 +142,9 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
     wrapped, optimizer = fabric.setup(model, optimizer)
     if checkpoint:  # after the set-up, which has brought the parameters to their device: the moments follow them there
         optimizer.load_state_dict(checkpoint["optimizer"])
-        torch.set_rng_state(checkpoint["random"])
+        set_random_state(fabric, checkpoint["random"])
+    elif fabric.global_rank:  # a mask of dropout that all processes shared would be one mask, not several
+        torch.manual_seed(torch.initial_seed() + fabric.global_rank)
     for method in forward_methods:
         wrapped.mark_forward_method(method)
     # The loader draws from a generator of its own: the global one then stands, after a resume, where it stood before.
@@ -167,11 +172,13 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
         bar.set_postfix(loss=f"{running[-1]:.4f}", **told, refresh=False)
         if state["step"] % schedule.validate_every and state["step"] != schedule.steps:
             continue
+        figures = {"loss": sum(running) / len(running), "rate": schedule.rate(state["step"] - 1)}
         if fabric.is_global_zero:
-            figures = {"loss": sum(running) / len(running), "rate": schedule.rate(state["step"] - 1)}
             figures |= _validate(model, validate)
+        random = random_states(fabric)  # here the others wait for the first
+        if fabric.is_global_zero:
             state["seconds"] = before + time.perf_counter() - started
-            _keep(state, figures, model, optimizer, identity, out_dir, monitor, higher_is_better)
+            _keep(state, figures, model, optimizer, identity, random, out_dir, monitor, higher_is_better)
             fabric.log_dict(figures, step=state["step"])
             told = {monitor: f"{figures[monitor]:.4g}", "at": state["step"]}
         state, running = fabric.broadcast(state), []
@@ -215,17 +222,19 @@ def _groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]
 
 
 def _step(fabric: Any, model: nn.Module, optimizer: Any, value: Tensor, schedule: Schedule, step: int) -> float:
-    """One optimiser step down the gradient of the loss's ``value``, which is returned."""
+    """One optimiser step down the gradient of the loss's ``value``; its mean over all processes is returned."""
     rate = schedule.rate(step)
     for group in optimizer.param_groups:
         group["lr"] = group["factor"] * rate
-    if not torch.isfinite(value):
-        raise ValueError(f"the loss became {value.item()} at step {step + 1}; the learning rate is {rate}")
+    # Before the gradients are: what is not finite in one process stops all of them, and none waits for another.
+    mean = fabric.all_reduce(value.detach().float().clone(), reduce_op="mean").item()
+    if not math.isfinite(mean):
+        raise ValueError(f"the loss became {mean} at step {step + 1}; the learning rate is {rate}")
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(value)
     fabric.clip_gradients(model, optimizer, max_norm=schedule.clip_norm)
     optimizer.step()
-    return value.item()
+    return mean
 
 
 def _validate(model: nn.Module, validate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
@@ -234,35 +243,6 @@ def _validate(model: nn.Module, validate: Callable[[nn.Module], dict[str, float]
         figures = validate(model)
     model.train()
     return figures
-
-
-def own_share(items: Sequence[Any]) -> list[Any]:
-    """What this process takes of work that several share: under torchrun every n-th of them, otherwise all."""
-    return list(items)[int(os.environ.get("RANK", 0))::int(os.environ.get("WORLD_SIZE", 1))]
-
-
-def own_device(device: str) -> str:
-    """The device of this process: under torchrun "cuda" is the GPU of its number, otherwise what was asked for."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
-
-
-def check_device(device: torch.device | str) -> torch.device:
-    """The device, once it is known to be there.
-
-    Raises:
-        ValueError: names it: not a device, or not on this machine.
-    """
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"no device {str(device)!r} here: {str(error).splitlines()[0]}") from error
-    return found
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a network's weights are; the CPU where it has none."""
-    return next(iter(model.state_dict().values()), torch.empty(0)).device
 
 
 def open_logger(name: str, folder: str | Path) -> Any:
@@ -310,7 +290,7 @@ def _load_model(model: nn.Module, checkpoint: Mapping[str, Any], path: Path) -> 
 
 
 def _keep(state: dict[str, Any], figures: dict[str, float], model: nn.Module, optimizer: torch.optim.Optimizer,
-          identity: Mapping[str, Any], out_dir: Path, monitor: str, higher_is_better: bool) -> None:
+          identity: Mapping[str, Any], random: Tensor, out_dir: Path, monitor: str, higher_is_better: bool) -> None:
     """Note the figures, keep the best weights, and write the checkpoint, in this order."""
     state["history"].append({"step": state["step"], "seconds": state["seconds"], **figures})
     value = figures[monitor]
@@ -322,85 +302,4 @@ def _keep(state: dict[str, Any], figures: dict[str, float], model: nn.Module, op
     raw = optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
     with written_whole(out_dir / "last.ckpt") as temporary:
         torch.save({"state": state, "identity": identity, "model": model.state_dict(),
-                    "optimizer": raw.state_dict(), "random": torch.get_rng_state()}, temporary)
-
-
-# ---------------------------------------------------------------- weights
-
-
-class Weights(NamedTuple):
-    """What a weights file holds: tensors by name, and the configuration kept beside them (empty for foreign files)."""
-
-    state: dict[str, Tensor]
-    config: dict[str, Any]
-
-
-def find_weights(kind: str, name_or_path: str | Path) -> Path:
-    """The file of shipped weights (``kind`` "raft", ``name`` "small") or of the path given.
-
-    Raises:
-        FileNotFoundError: names the file and the shipped weights of this kind.
-    """
-    shipped = WEIGHTS_FOLDER / f"{kind}-{name_or_path}.safetensors"
-    path = Path(name_or_path)
-    if path.suffix in (".safetensors", ".pth", ".pt"):
-        if path.is_file():
-            return path
-        raise FileNotFoundError(f"no weights file {path}")
-    if shipped.is_file():
-        return shipped
-    known = sorted(p.stem.removeprefix(f"{kind}-") for p in WEIGHTS_FOLDER.glob(f"{kind}-*.safetensors"))
-    raise FileNotFoundError(f"no {kind} weights named {str(name_or_path)!r}: shipped are {known}; "
-                            "a file must end in .safetensors or .pth")
-
-
-def load_weights(kind: str, name_or_path: str | Path) -> Weights:
-    """Read weights on the CPU without executing code from the file.
-
-    Args:
-        kind: the network's family, the first word of a shipped file's name: "ssn", "raft", "unet".
-        name_or_path: a shipped name, a ``.safetensors`` file, or a ``.pth`` with a plain state dict.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: the file is not what its name says.
-    """
-    path = find_weights(kind, name_or_path)
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                config = json.loads((file.metadata() or {}).get("config", "{}"))
-                return Weights({key: file.get_tensor(key) for key in file.keys()}, config)
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here: unpickling, zip and end-of-file errors
-        raise ValueError(f"{path} is not a plain state dict that loads without running code: "
-                         f"{str(error).splitlines()[0]}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold a state dict (name to tensor), got {type(state).__name__}")
-    return Weights(dict(state), {})
-
-
-def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put a state dict into a network.
-
-    Raises:
-        ValueError: names what is missing, what the network does not have, and what has another size.
-    """
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    sizes = [f"{name} {tuple(state[name].shape)} for {own[name]}" for name in own
-             if name in state and tuple(state[name].shape) != own[name]]
-    problems = {"missing": [name for name in own if name not in state],
-                "not of this network": [name for name in state if name not in own], "of another size": sizes}
-    if any(problems.values()):
-        raise ValueError("; ".join(f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}"
-                                   for what, names in problems.items() if names))
-    model.load_state_dict(state)
-
-
-def save_weights(path: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write weights and their configuration as safetensors, whole or not at all."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    with written_whole(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata={"config": json.dumps(config)}))
+                    "optimizer": raw.state_dict(), "random": random}, temporary)
