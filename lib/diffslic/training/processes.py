@@ -13,7 +13,6 @@ def speaks() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-
 def own_share(items: Sequence[Any]) -> list[Any]:
     """What this process takes of work that several share: under torchrun every n-th of them, otherwise all."""
     return list(items)[int(os.environ.get("RANK", 0))::int(os.environ.get("WORLD_SIZE", 1))]
