@@ -54,10 +54,10 @@ def coherence_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", distan
     check_masks(masks, flow[:, None, 0])
     check_model(model)
     check_method(fit, distance, n_iters)
-    return _checked_loss(masks, flow, model, distance, fit, n_iters, normalised, entropy, known)
+    return checked_loss(masks, flow, model, distance, fit, n_iters, normalised, entropy, known)
 
 
-def _checked_loss(masks: Tensor, flow: Tensor, model: str, distance: str, fit: str, n_iters: int, normalised: bool,
+def checked_loss(masks: Tensor, flow: Tensor, model: str, distance: str, fit: str, n_iters: int, normalised: bool,
                   entropy: float, known: Tensor | None) -> Tensor:
     """:func:`coherence_loss` of what has been checked; with least squares a GPU is never waited for."""
     weights = masks if known is None else masks * known[:, None]

@@ -148,6 +148,12 @@ def spacetime_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", spacin
     check_masks(masks, flow[:, :1])
     check_model(model)
     check_method(fit, distance, n_iters)
+    return checked_loss(masks, flow, model, spacing, distance, fit, n_iters, normalised, published)
+
+
+def checked_loss(masks: Tensor, flow: Tensor, model: str, spacing: int, distance: str, fit: str, n_iters: int,
+                 normalised: bool, published: bool) -> Tensor:
+    """:func:`spacetime_loss` of what has been checked; with least squares a GPU is never waited for."""
     scales = torch.ones_like(flow[:, 0, :, 0, 0])                           # (B, T)
     if normalised:
         lengths = flow_distance(flow.transpose(1, 2), distance).flatten(2).mean(2)
