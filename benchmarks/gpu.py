@@ -37,7 +37,7 @@ from diffslic.flow.correlation import Volume, correlation_pyramid
 from diffslic.flow.released import own_keys
 from diffslic.superpixels import SSN, SSNConfig, grid_for, soft_slic
 from diffslic.superpixels.slic import Cells, clustered
-from diffslic.training import check_device
+from diffslic.training import check_device, device_of
 from measuring import device_growth, device_medians
 from soft_slic import usual_soft_slic
 
@@ -169,7 +169,7 @@ def superpixels(bench: Bench, compiled: bool) -> None:
                                          net.features(image, count)))
                 ways["ours, clustering as a graph"] = lambda image=image, net=net, count=count, cluster=cluster: (
                     cluster(net.features(image, count)))
-            if compiled:
+            if compiled and net.net is not None:
                 ways["ours, network compiled"] = partial(ours, image, _with_compiled_net(net))
             # Labels of pixels between two superpixels may differ by rounding: no difference is printed.
             bench.run(Contest(f"{name} {size[0]}x{size[1]}", ways, 1, same=False))
@@ -185,10 +185,9 @@ def clustering(grid: tuple[int, int], distance: str, features: Tensor) -> Tensor
 
 
 def _with_compiled_net(net: SSN) -> SSN:
-    twin = SSN(net.config).eval().to(next(iter(net.parameters()), torch.empty(0)).device)
+    twin = SSN(net.config).eval().to(device_of(net))
     twin.load_state_dict(net.state_dict())
-    if twin.net is not None:
-        twin.net = torch.compile(twin.net)
+    twin.net = torch.compile(twin.net)
     return twin
 
 
