@@ -139,6 +139,16 @@ def test_two_steps_of_every_recipe(device, place, clips, tmp_path, monkeypatch, 
     np.testing.assert_allclose(theirs.history["loss"], ours.history["loss"], rtol=0.05)
 
 
+@pytest.mark.gpu
+def test_scenes_of_the_device_are_read_by_workers(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(ssn, "COUNTS", (20,))
+    drawn = datasets.open("scenes", n_clips=2, n_frames=2, size=SIZE, device=device)
+    drawn[0].frame(0)
+    fit = ssn.train(tmp_path, drawn[:1], drawn[1:], width=4, batch_size=1, steps=2, workers=1, device=device,
+                    progress=False)
+    assert np.isfinite(fit.history["loss"]).all()
+
+
 # ---------------------------------------------------------------- what takes a device, without one
 
 
