@@ -50,11 +50,16 @@ def test_a_baseline_over_seeds(tmp_path, command, capsys):
 
 def test_seeds_alone_show_the_spread_and_change_no_baseline(tmp_path, command, capsys):
     write(tmp_path / "books", parameters=SEEDED, figures='{"j": 0.5 + 0.1 * seed}')
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "toy.html").write_text("of another run")
     assert main([*command, "--seeds", "1,2", "--json"]) == 0
     [figure] = json.loads(capsys.readouterr().out)[0]["figures"]
     assert figure["value"] == pytest.approx(0.65) and figure["verdict"] == "not compared"
     assert figure["tolerance"] == pytest.approx(3 * statistics.stdev([0.6, 0.7]))
     assert not (tmp_path / "baselines").exists()
+    assert main([*command, "--seeds", "1,2"]) == 0
+    told = capsys.readouterr().out
+    assert "seed1/toy.html" in told and "runs/toy.html" not in told
 
 
 @pytest.mark.parametrize("arguments, told", [

@@ -11,7 +11,7 @@ from diffslic import report
 from diffslic.cli.common import Json, app, numbers
 
 
-def _report_run(outcomes: Sequence[Any], out: Path, note: str, as_json: bool) -> None:
+def _report_run(outcomes: Sequence[Any], out: Path, pages: Path, note: str, as_json: bool) -> None:
     """The end of ``diffslic notebooks``: the table of figures, what failed, and where to look."""
     if as_json:
         rows = [{"notebook": outcome.notebook, "seconds": outcome.seconds, "memory_mb": outcome.memory,
@@ -23,10 +23,10 @@ def _report_run(outcomes: Sequence[Any], out: Path, note: str, as_json: bool) ->
     if note:
         print(note)
     # Paths as one would type them here, where that is shorter.
-    out = out.resolve()
-    out = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
+    out, pages = (each.relative_to(Path.cwd()) if each.is_relative_to(Path.cwd()) else each
+                  for each in (out.resolve(), pages.resolve()))
     for outcome in outcomes:
-        page = out / f"{outcome.notebook}.{'failed.ipynb' if outcome.error else 'html'}"
+        page = pages / f"{outcome.notebook}.{'failed.ipynb' if outcome.error else 'html'}"
         told = f"FAILED: {outcome.error}" if outcome.error else ("passed" if outcome.passed else "FAILED")
         print(f"{outcome.notebook}: {told} ({outcome.seconds:.0f} s){f', see {page}' if page.exists() else ''}")
     print(f"also: {out / 'report.csv'}, {out / 'report.xml'}")
@@ -90,7 +90,8 @@ def notebooks(
         note = f"means over seeds {seeds}, each with the tolerance that their spread makes"
     if update_baseline:
         note = f"baselines written to {gate.update_baselines(outcomes, values, baselines, drawn)}"
-    _report_run(outcomes, out, note, as_json)
+    # Of several seeds the first one's pages stand for all.
+    _report_run(outcomes, out, out / f"seed{drawn[0]}" if drawn else out, note, as_json)
     if not update_baseline and not all(outcome.passed for outcome in outcomes):
         raise typer.Exit(1)
 
