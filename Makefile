@@ -17,7 +17,7 @@ STRIP := metadata.papermill cell.metadata.papermill metadata.widgets
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install run notebooks book test lint lab app bench overview clean
+.PHONY: help install run notebooks book test lint lab app bench gpu overview clean
 
 help:
 	@echo "make install    everything into .venv/, once      make run    motion segmentation, end to end, in runs/"
@@ -25,6 +25,7 @@ help:
 	@echo "make lab        JupyterLab                       make app    a page to drop videos on, on this machine"
 	@echo "make test       the whole test suite             make lint   ruff, mypy, nbstripout"
 	@echo "make bench      the benchmarks                   make overview   the picture of the README"
+	@echo "make gpu        what a GPU is judged by: tests, notebooks in full, speed; one page, runs/gpu/index.html"
 	@echo "make clean      remove what was made, but for .venv/"
 	@echo "Options: PYTHON=python3.12 DEVICE=cuda PROFILE=smoke|default|full JOBS=2 HOST=0.0.0.0 PORT=8866"
 
@@ -75,6 +76,12 @@ app: $(INSTALLED)
 bench: $(INSTALLED)
 	@if [ -z "$$DIFFSLIC_REFERENCE" ] && [ -d ../shared ]; then export DIFFSLIC_REFERENCE=$$(cd ../shared && pwd); fi; \
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+# Without a GPU: make gpu DEVICE=cpu PROFILE=smoke tries the run itself.
+gpu: DEVICE = cuda
+gpu: PROFILE = full
+gpu: $(INSTALLED)
+	@$(BIN)/diffslic regression --device $(DEVICE) --profile $(PROFILE) --out runs/gpu
 
 # The picture of the README.
 overview: $(INSTALLED)

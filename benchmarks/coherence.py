@@ -60,7 +60,7 @@ def published_loss(masks: Tensor, flow: Tensor, theta: Tensor, basis: Tensor) ->
 
 def published(masks: Tensor, flow: Tensor, robust: bool) -> Tensor:
     """The loss of masks (B, L, 1, H, W) with its gradient, as published; of least squares it goes through the fit."""
-    basis = corner_basis(*flow.shape[-2:])
+    basis = corner_basis(*flow.shape[-2:]).to(flow.device)
     weights, vectors = masks.flatten(2), flow.flatten(2)
     theta = published_ls(weights, vectors, basis)
     if robust:

@@ -29,7 +29,7 @@ def usual_soft_slic(features: Tensor, candidates: Tensor, grid: tuple[int, int],
     channels, count = pixels.shape
     candidates = candidates.flatten(1)                                             # (9, N)
     inside = candidates >= 0
-    pixel = torch.arange(count).expand(9, -1)
+    pixel = torch.arange(count, device=features.device).expand(9, -1)
     indices = torch.stack([candidates[inside], pixel[inside]])
     centroids = F.adaptive_avg_pool2d(features, grid)[0].flatten(1).T              # (S, C)
     for _ in range(n_iters):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffslic import cli
+from diffslic import cli, regression
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +55,15 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return capsys.readouterr().err.strip().splitlines()[-1]
 
     return reason
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """What tests marked ``gpu`` hold against the CPU: a GPU, or what ``DIFFSLIC_TEST_DEVICE`` names, also "cpu"."""
+    device = os.environ.get(regression.TEST_DEVICE, "cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return device
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,9 @@
 """The commands on small real input, and bad input: one line that names the file, and nothing half-written."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from diffslic.segmentation import UNet, UNetConfig
 from diffslic.superpixels import SSN, SSNConfig
 
 SIZE = (48, 64)
+SHIPPED = Path(__file__).resolve().parents[1] / "data" / "weights"
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +117,22 @@ def test_train_ssn_shows_the_best_state(capsys, tmp_path, monkeypatch):
     assert figures["best_step"] == 1
     assert 0 < figures["asa"] <= 1
     assert SSN.from_pretrained(figures["weights"]).config.width == 2
-    assert "diffslic train ssn" in (tmp_path / "card.md").read_text()
+    card = (tmp_path / "card.md").read_text()
+    assert "diffslic train ssn" in card and "GPU" not in card.split("| hardware |")[1].splitlines()[0]
+    assert card.endswith("--device cuda`. Not yet trained or measured on a GPU.\n")
+
+
+@pytest.mark.parametrize("card", sorted(SHIPPED.glob("*.md")), ids=lambda path: path.stem)
+def test_a_shipped_card_ends_with_its_command_for_a_gpu(capsys, card):
+    """Its options are those of the command, and where no GPU has been it says so."""
+    text = card.read_text()
+    command, after = re.search(r"\nFor a longer training on a GPU: `diffslic (.+?)`(.*)$", text, re.DOTALL).groups()
+    assert "NVIDIA" in text or after == ". Not yet trained or measured on a GPU.\n"
+    words = shlex.split(command)
+    assert cli.main([*words[:2], "--help"]) == 0
+    told = capsys.readouterr().out
+    assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[\w-]+", told))
+    assert words[-2:] == ["--device", "cuda"] or "--device cuda" in command
 
 
 @pytest.mark.parametrize("fps", ["-5", "0", "nan", "inf"])

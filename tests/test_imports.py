@@ -12,13 +12,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lib" / "diffslic"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Files are opened by datasets (images, flow, clips), training (weights), report (figures), gate and book (notebooks).
+# Files are opened by datasets (images, flow, clips), training (weights), report (figures), gate and book (notebooks),
+# regression (logs, and what its steps left) and hardware (what the system tells of a process).
 OPENING = {"open", "imread", "imsave", "imwrite", "get_reader", "get_writer", "load", "save", "savez", "loadtxt",
            "savetxt", "fromfile", "tofile", "read_text", "read_bytes", "write_text", "write_bytes", "save_file",
            "safe_open", "File"}
 OPENING_MODULES = {"builtins", "io", "np", "numpy", "torch", "skimage", "imageio", "Image", "cv2", "h5py", "path",
                    "json"}
-ROOMS_WITH_FILES = {"datasets", "files.py", "training", "report.py", "gate.py", "book.py"}
+ROOMS_WITH_FILES = {"datasets", "files.py", "training", "report.py", "gate.py", "book.py", "regression.py",
+                    "hardware.py"}
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -49,7 +51,8 @@ def test_the_contracts_hold():
      ("training.planted", "from diffslic import geometry", "training imports nothing else"),
      ("datasets.planted", "from diffslic import training", "datasets open no weights"),
      ("widgets", "from diffslic import geometry", "widgets import viz only"),
-     ("gate", "from diffslic import geometry", "gate and book know notebooks"),
+     ("gate", "from diffslic import geometry", "gate, book, regression and summary know notebooks"),
+     ("regression", "from diffslic import geometry", "gate, book, regression and summary know notebooks"),
      ("geometry", "import matplotlib.pyplot", "matplotlib lives in viz"),
      ("geometry", "import h5py", "Images, videos and clips"),
      ("flow.planted", "from safetensors.torch import load_file", "Weights files and Fabric"),

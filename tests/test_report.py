@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,7 +19,25 @@ def record(tmp_path, figures):
 def test_round_trip_through_the_file(tmp_path):
     path = record(tmp_path / "new", {"j": 0.5, "epe": torch.tensor(1.25), "count": 3})
     assert path == report.metrics_path(tmp_path / "new", "toy")
-    assert report.load_figures(path) == ("toy", "smoke", "cpu", {"j": 0.5, "epe": 1.25, "count": 3.0})
+    found = report.load_figures(path)
+    assert found[:4] == ("toy", "smoke", "cpu", {"j": 0.5, "epe": 1.25, "count": 3.0})
+    assert found.hardware["torch"] == torch.__version__ and "cuda" not in found.hardware
+    assert 10 < found.memory < 1e6  # MB of this process
+
+
+def test_a_file_that_does_not_tell_hardware_and_memory_still_counts(tmp_path):
+    path = tmp_path / "toy.metrics.json"
+    path.write_text(json.dumps({"notebook": "toy", "profile": "smoke", "device": "cpu", "figures": {"j": 1}}))
+    found = report.load_figures(path)
+    assert found.figures == {"j": 1.0} and found.hardware == {} and math.isnan(found.memory)
+
+
+def test_recording_does_not_load_torch(tmp_path):
+    script = ("import sys; from diffslic import report; "
+              f"report.record({{'j': 1}}, out_dir={str(tmp_path)!r}, notebook='toy', profile='smoke', device='cuda'); "
+              "sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+    assert "torch" not in report.load_figures(report.metrics_path(tmp_path, "toy")).hardware
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -115,6 +135,45 @@ def test_a_damaged_baseline_is_named(tmp_path, entry, expected):
     path.write_text(json.dumps({"toy": {"j": entry}}))
     with pytest.raises(ValueError, match=f"cpu-smoke.json: toy, j: .*{expected}"):
         report.load_baseline(path, "toy")
+
+
+@pytest.mark.parametrize("values, tolerance", [
+    ([1.0, 2.0, 3.0], 3.0),                     # three sample standard deviations
+    ([0.5, 0.5, 0.5], 0.01),                    # the floor
+    ([5000.0, 5000.0, 5000.0], 5.0),            # a thousandth
+    ([0.0, 0.0, 0.0, 0.4], 0.6),
+])
+def test_the_tolerance_that_a_spread_makes(values, tolerance):
+    assert report.tolerance_of(values) == pytest.approx(tolerance)
+
+
+@pytest.mark.parametrize("count", range(2, 11))
+def test_no_seed_of_up_to_ten_fails_by_its_own_baseline(count):
+    values = [0.0] * (count - 1) + [1.0]        # nothing lies further from its mean, in standard deviations
+    assert max(abs(value - sum(values) / count) for value in values) < report.tolerance_of(values)
+
+
+def test_a_spread_of_one_value_is_none():
+    with pytest.raises(ValueError, match="two values at least, got 1"):
+        report.tolerance_of([1.0])
+
+
+def test_tolerances_of_seeds_replace_those_by_hand_and_leave_the_direction(tmp_path):
+    path = tmp_path / "cuda-full.json"
+    report.update_baseline(path, "toy", {"j": 0.5})
+    content = json.loads(path.read_text())
+    content["toy"]["j"].update(abs=0.2, rel=0.5, direction="higher")
+    path.write_text(json.dumps(content))
+    report.update_baseline(path, "toy", {"j": 0.6}, {"j": 0.04}, {"name": "a GPU", "seeds": [0, 1, 2]})
+    report.update_baseline(path, "other", {"epe": 1.0})
+    assert report.load_baseline(path, "toy") == {"j": Baseline(0.6, 0.04, 0.0, "higher")}
+    content = json.loads(path.read_text())
+    assert list(content) == ["made_by", "other", "toy"]
+    assert content["made_by"] == {"toy": {"name": "a GPU", "seeds": [0, 1, 2]}}
+    # What made the file is no notebook.
+    assert report.load_baseline(path, "made_by") == {}
+    with pytest.raises(ValueError, match="cannot be called made_by"):
+        report.update_baseline(path, "made_by", {"j": 1.0})
 
 
 def test_every_cuda_device_shares_a_file(tmp_path):

@@ -108,6 +108,12 @@ class TestMake:
         os.utime(copy / changed, (now + 10, now + 10))
         assert "pip install" in make(copy, "-n", "run").stdout
 
+    @pytest.mark.parametrize("given, asked", [([], "--device cuda --profile full"),
+                                              (["DEVICE=cpu", "PROFILE=smoke"], "--device cpu --profile smoke")])
+    def test_the_regression_run_is_of_a_gpu_in_full_unless_told(self, copy, given, asked):
+        assert f"diffslic regression {asked} --out runs/gpu" in make(copy, "-n", "gpu", *given).stdout
+        assert "--device cpu --profile default" in make(copy, "-n", "run").stdout
+
     def test_an_old_python_is_refused_in_one_line(self, copy):
         (copy / ".venv" / ".installed").unlink()
         old = copy / "old-python"

@@ -7,9 +7,8 @@ What counts is the exit status of the run and the figures that it left, never wh
 itself: papermill leaves "completed" in its metadata after a timeout.
 """
 
-import csv
-import io
 import json
+import math
 import os
 import re
 import shutil
@@ -17,11 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 import psutil
 from papermill import inspect_notebook
@@ -47,6 +45,8 @@ class Outcome(NamedTuple):
     error: str
     figures: dict[str, float]
     rows: list[report.Row]
+    memory: float = math.nan  # the most that its kernel held, in MB
+    hardware: Mapping[str, str] = {}  # see diffslic.hardware.describe
 
     @property
     def passed(self) -> bool:
@@ -173,7 +173,7 @@ def run_notebook(notebook: str | Path, parameters: Mapping[str, Value] | None = 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     rows = report.compare(made.figures, baseline) if is_comparable(values) else report.list_uncompared(made.figures)
-    return Outcome(source.stem, time.monotonic() - start, "", made.figures, rows)
+    return Outcome(source.stem, time.monotonic() - start, "", made.figures, rows, made.memory, made.hardware)
 
 
 def run_notebooks(notebooks: Iterable[Path], parameters: Mapping[str, Value], out_dir: str | Path = RUNS, *,
@@ -214,66 +214,47 @@ def run_notebooks(notebooks: Iterable[Path], parameters: Mapping[str, Value], ou
             stop.set()
 
 
-def check_baseline_parameters(parameters: Iterable[str]) -> None:
-    """Refuse to make baselines under parameters with which they would not be compared.
+def check_baseline_parameters(parameters: Mapping[str, Value], seeds: Sequence[int] = ()) -> None:
+    """Refuse to make baselines under parameters with which they would not be compared, or of too few seeds.
 
     Raises:
-        ValueError: names those parameters.
+        ValueError: names those parameters, or the seeds; a GPU's baselines are made over seeds only.
     """
     if not is_comparable(parameters):
         extra = ", ".join(sorted(set(parameters) - OWN_PARAMETERS))
         raise ValueError(f"baselines hold for device and profile only, not with {extra} set")
+    if len(seeds) < report.ENOUGH_SEEDS and (seeds or str(parameters.get("device", "cpu")).startswith("cuda")):
+        raise ValueError(f"tolerances need {report.ENOUGH_SEEDS} seeds at least (--seeds 0,1,2), got "
+                         f"{', '.join(map(str, seeds)) or 'none'}")
 
 
 def update_baselines(outcomes: Iterable[Outcome], parameters: Mapping[str, Value],
-                     baselines: str | Path = BASELINES) -> Path:
+                     baselines: str | Path = BASELINES, seeds: Sequence[int] = ()) -> Path:
     """Make the figures of these runs the baselines: the only way in which baselines change.
+
+    Args:
+        outcomes: of one run each, whose tolerances stay as they are; or, with ``seeds``, of
+            :func:`diffslic.regression.run_seeds`: the tolerances are then those of the outcomes' rows.
 
     Returns:
         The file that was written.
 
     Raises:
-        ValueError: a run that failed, other parameters than device and profile, or a figure that is NaN, named.
+        ValueError: a run that failed, other parameters than device and profile, too few seeds, or a figure that is
+            NaN, named.
     """
     values = {**DEFAULTS, **parameters}
-    check_baseline_parameters(values)
+    check_baseline_parameters(values, seeds)
     outcomes = list(outcomes)
     for outcome in outcomes:
         if outcome.error:
             raise ValueError(f"baselines stay as they are: notebook {outcome.notebook}: {outcome.error}")
     path = report.baseline_path(baselines, str(values["device"]), str(values["profile"]))
     for outcome in outcomes:
-        report.update_baseline(path, outcome.notebook, outcome.figures)
+        made_by = {**outcome.hardware, "seeds": list(seeds), "seconds": outcome.seconds, "memory_mb": outcome.memory}
+        tolerances = {row.figure: row.tolerance for row in outcome.rows} if seeds else None
+        report.update_baseline(path, outcome.notebook, outcome.figures, tolerances, made_by)
     return path
-
-
-def write_reports(outcomes: Iterable[Outcome], out_dir: str | Path) -> None:
-    """Write ``report.csv`` (a row per figure) and ``report.xml`` (JUnit: a case per notebook and per figure)."""
-    rows = io.StringIO()
-    sheet = csv.writer(rows, lineterminator="\n")
-    sheet.writerow(["notebook", "seconds", "error", *report.Row._fields])
-    suites = ElementTree.Element("testsuites")
-    for outcome in outcomes:
-        head = [outcome.notebook, f"{outcome.seconds:.1f}", outcome.error]
-        sheet.writerows([[*head, *row] for row in outcome.rows] or [head])
-        suites.append(_junit_suite(outcome))
-    report.write_text(Path(out_dir) / "report.csv", rows.getvalue())
-    report.write_text(Path(out_dir) / "report.xml", ElementTree.tostring(suites, encoding="unicode") + "\n")
-
-
-def _junit_suite(outcome: Outcome) -> ElementTree.Element:
-    cases = [("runs to its end", outcome.error)]
-    for row in outcome.rows:
-        message = f"{row.value} against {row.baseline} +- {row.tolerance}" if row.verdict == "FAIL" else ""
-        cases.append((row.figure, message))
-    failures = sum(bool(message) for _, message in cases)
-    suite = ElementTree.Element("testsuite", name=outcome.notebook, tests=str(len(cases)), failures=str(failures),
-                                time=f"{outcome.seconds:.1f}")
-    for name, message in cases:
-        case = ElementTree.SubElement(suite, "testcase", classname=outcome.notebook, name=name)
-        if message:
-            ElementTree.SubElement(case, "failure", message=message)
-    return suite
 
 
 def _run_papermill(source: Path, executed: Path, values: Mapping[str, Value], cell_timeout: int, timeout: float,

@@ -6,16 +6,21 @@ such (``null`` in JSON), and fails in the comparison.
 
 import json
 import math
+import statistics
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffslic import hardware
 from diffslic.files import written_whole
 
 DIRECTIONS = ("both", "higher", "lower")
 # Given to a figure that enters a baseline; edited by hand in the file where a figure deserves something tighter.
-NEW_TOLERANCE = {"abs": 0.01, "rel": 0.05, "direction": "both"}
+NEW_TOLERANCE: dict[str, Any] = {"abs": 0.01, "rel": 0.05, "direction": "both"}
+ENOUGH_SEEDS = 3  # to make a tolerance of
+ROUNDING = 1e-3  # by which, relative to itself, a figure of one seed may differ from machine to machine
+MADE_BY = "made_by"  # in a file of baselines, beside the notebooks: what made each notebook's figures
 
 
 class Record(NamedTuple):
@@ -25,6 +30,8 @@ class Record(NamedTuple):
     profile: str
     device: str
     figures: dict[str, float]
+    hardware: dict[str, str]  # see diffslic.hardware.describe; empty in a file that does not tell
+    memory: float  # the most that its process held, in MB, on a GPU of the GPU's; NaN in a file that does not tell
 
 
 class Baseline(NamedTuple):
@@ -103,6 +110,8 @@ def check_writable(name: str, folder: str | Path) -> None:
 def record(figures: Mapping[str, Any], *, out_dir: str | Path, notebook: str, profile: str, device: str) -> Path:
     """Write the figures of a notebook to ``<out_dir>/<notebook>.metrics.json``: its last cell.
 
+    Beside them stand the hardware, the versions, and the most memory that this process has held.
+
     Args:
         figures: numbers by name; a tensor of one element counts as a number.
         out_dir: created where it is missing.
@@ -124,7 +133,9 @@ def record(figures: Mapping[str, Any], *, out_dir: str | Path, notebook: str, pr
             raise ValueError(f"notebook {notebook}: figure {name} must be a number, got {value!r}") from error
     path = metrics_path(out_dir, notebook)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_json({"notebook": notebook, "profile": profile, "device": str(device), "figures": numbers}))
+    write_text(path, to_json({"notebook": notebook, "profile": profile, "device": str(device), "figures": numbers,
+                              "hardware": hardware.describe(str(device)),
+                              "memory": hardware.peak_memory(str(device))}))
     return path
 
 
@@ -136,8 +147,9 @@ def load_figures(path: str | Path) -> Record:
     """
     content = _read_json(Path(path))
     try:
-        figures = {name: math.nan if value is None else float(value) for name, value in content["figures"].items()}
-        return Record(content["notebook"], content["profile"], content["device"], figures)
+        figures = {name: _number(value) for name, value in content["figures"].items()}
+        return Record(content["notebook"], content["profile"], content["device"], figures,
+                      content.get("hardware", {}), _number(content.get("memory")))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: expected the figures that report.record writes, got something else") from error
 
@@ -153,7 +165,7 @@ def load_baseline(path: str | Path, notebook: str) -> dict[str, Baseline]:
     Raises:
         ValueError: names the file, the figure and what is wrong with its entry.
     """
-    if not Path(path).exists():
+    if not Path(path).exists() or notebook == MADE_BY:
         return {}
     baselines = {}
     for name, entry in _read_json(Path(path)).get(notebook, {}).items():
@@ -188,23 +200,51 @@ def list_uncompared(figures: Mapping[str, float]) -> list[Row]:
     return [row._replace(verdict="not compared") if row.verdict == "new" else row for row in compare(figures, {})]
 
 
-def update_baseline(path: str | Path, notebook: str, figures: Mapping[str, float]) -> None:
-    """Make these figures the baseline of a notebook. The tolerances of known figures stay as they are.
+def tolerance_of(values: Sequence[float]) -> float:
+    """How far a figure may lie from its mean over seeds, in its own unit: three sample standard deviations.
+
+    At least the tolerance of a new figure, and a thousandth of the mean, since one seed's figure differs a little from
+    machine to machine. Each of up to ten values lies within it: none of n is further from their mean than
+    (n - 1) / sqrt(n) deviations. Of runs with another seed, were figures normally distributed, one in 8 would lie
+    outside after three seeds, one in 19 after five, one in 50 after ten.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"a spread needs two values at least, got {len(values)}")
+    return max(3 * statistics.stdev(values), NEW_TOLERANCE["abs"], ROUNDING * math.fabs(statistics.fmean(values)))
+
+
+def update_baseline(path: str | Path, notebook: str, figures: Mapping[str, float],
+                    tolerances: Mapping[str, float] | None = None, made_by: Mapping[str, Any] | None = None) -> None:
+    """Make these figures the baseline of a notebook. Directions of known figures stay as they are.
+
+    Args:
+        tolerances: of each figure, in its own unit; where not given those of known figures stay as they are.
+        made_by: what made the figures, kept in the file under :data:`MADE_BY`.
 
     Raises:
         ValueError: a figure that is not a finite number, named.
     """
     path = Path(path)
+    if notebook == MADE_BY:
+        raise ValueError(f"a notebook cannot be called {MADE_BY}: in a file of baselines that is what made them")
     known = load_baseline(path, notebook)
     entries = {}
     for name, value in figures.items():
         if not math.isfinite(value):
             raise ValueError(f"notebook {notebook}: figure {name} is {value}, which cannot be a baseline")
-        kept = known[name]._asdict() if name in known else NEW_TOLERANCE
-        entries[name] = {**kept, "value": value}
+        entries[name] = {**(known[name]._asdict() if name in known else NEW_TOLERANCE), "value": value}
+        if tolerances is not None:
+            entries[name] |= {"abs": tolerances[name], "rel": 0.0}
     content = _read_json(path) if path.exists() else {}
+    origins = content.pop(MADE_BY, {})
+    if made_by is not None:
+        origins = dict(sorted({**origins, notebook: made_by}.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_json(dict(sorted({**content, notebook: entries}.items()))))
+    write_text(path, to_json({**({MADE_BY: origins} if origins else {}),
+                              **dict(sorted({**content, notebook: entries}.items()))}))
 
 
 def table(rows: Iterable[tuple[str, Row]]) -> str:
@@ -213,6 +253,10 @@ def table(rows: Iterable[tuple[str, Row]]) -> str:
     lines = [header, *((notebook, *map(_cell, row)) for notebook, row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _cell(item: str | float) -> str:

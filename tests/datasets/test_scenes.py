@@ -1,7 +1,10 @@
 """Scenes: the truths that make them a stand-in for a simulator."""
 
+import multiprocessing
+
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from diffslic import datasets, geometry
 from diffslic.datasets import scenes
@@ -185,3 +188,26 @@ def test_clips_give_every_truth_lazily():
 def test_bad_options_are_named_before_anything_is_drawn(options, message):
     with pytest.raises(ValueError, match=message):
         datasets.open("scenes", **options)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_workers_draw_on_the_cpu(device):
+    """A GPU is closed to a forked process whose parent uses it; here it need not even be there."""
+    here, there = (datasets.open("scenes", n_clips=1, n_frames=3, size=(24, 32), device=where)[0]
+                   for where in ("cpu", device))
+    kinds = ("frame", "flow", "labels", "camera_to_world")
+    expected = [getattr(here, kind)(1) for kind in kinds]
+    if device == "cpu" or torch.cuda.is_available():
+        there.frame(1)  # what this process has drawn already is not what a worker may use
+
+    class Read(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(kinds)
+
+        def __getitem__(self, number):
+            return getattr(there, kinds[number])(1)
+
+    loader = DataLoader(Read(), batch_size=None, num_workers=1, multiprocessing_context="fork")
+    for a, b in zip(expected, loader, strict=True):
+        assert torch.equal(a, b)

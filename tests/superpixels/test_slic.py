@@ -173,10 +173,9 @@ def test_half_precision_is_lifted():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_equals_the_cpu():
+def test_a_gpu_equals_the_cpu(device):
     features = torch.randn(2, 5, 45, 61, dtype=torch.float64, requires_grad=True)
-    copy = features.detach().cuda().requires_grad_()
+    copy = features.detach().to(device).requires_grad_()
     here, there = soft_slic(features, (4, 5)), soft_slic(copy, (4, 5))
     here.pool(features).square().sum().backward()
     there.pool(copy).square().sum().backward()

@@ -68,13 +68,16 @@ def cast(world: World, xy: Tensor, frames: Tensor) -> Hits:
     depth = torch.full((batch, height, width), torch.inf, device=xy.device)
     index = torch.zeros((batch, height, width), dtype=torch.int64, device=xy.device)
     camera_from_objects = _camera_from_objects(world, frames).to(xy.dtype)
-    rays, spans = _pixel_rays(xy, world.intrinsics), _spans(xy)
+    rays = _pixel_rays(xy, world.intrinsics)
+    # Which rays an object can meet is decided by the host, from a few numbers that are fetched once: decided on a GPU,
+    # the host would wait for it at every object.
+    poses, spans = camera_from_objects.cpu(), _Spans(*(ends.cpu() for ends in _spans(xy)))
+    bounds = world._replace(half_size=world.half_size.cpu(), intrinsics=world.intrinsics.cpu())
     for number, shape in enumerate(world.shape):
-        camera_from_object = camera_from_objects[:, number]
-        rows, columns = _window(world, number, camera_from_object, spans)
+        rows, columns = _window(bounds, number, poses[:, number], spans)
         if rows.start >= rows.stop or columns.start >= columns.stop:
             continue
-        object_from_camera = geometry.invert_pose(camera_from_object)
+        object_from_camera = geometry.invert_pose(camera_from_objects[:, number])
         part = rays[:, :, rows, columns]
         direction = (object_from_camera[:, :3, :3] @ part.flatten(2)).reshape(part.shape).unbind(1)
         origin = object_from_camera[:, :3, 3, None, None].unbind(1)
@@ -128,14 +131,15 @@ class Painter:
     def __init__(self, world: World) -> None:
         self.world = world
         level = world.textures
-        self._sizes, self._starts, texels = [], [], []
+        sizes, starts, texels = [], [], []
         start = 0
         while level.shape[-1] >= 4:
-            self._sizes.append(level.shape[-1])
-            self._starts.append(start)
+            sizes.append(level.shape[-1])
+            starts.append(start)
             texels.append(level.permute(0, 2, 3, 1).reshape(-1, 3))
             start += len(texels[-1])
             level = F.avg_pool2d(level, 2)
+        self._sizes, self._starts = (torch.tensor(each, device=world.textures.device) for each in (sizes, starts))
         # Four numbers per texel, of which the last is idle: a row of 16 bytes is read by one load.
         self._texels = F.pad(torch.cat(texels), (0, 1))
 
@@ -167,8 +171,8 @@ class Painter:
 
     def _read(self, texture: Tensor, u: Tensor, v: Tensor, level: Tensor) -> Tensor:
         """Bilinear texels (B, H, W, 4) at (u, v), in texels of level 0, of mirrored textures."""
-        size = torch.tensor(self._sizes, device=u.device)[level]
-        start = torch.tensor(self._starts, device=u.device)[level] + texture * size * size
+        size = self._sizes[level]
+        start = self._starts[level] + texture * size * size
         scale = size / TEXTURE_SIZE
         u, v = u * scale - 0.5, v * scale - 0.5
         left, top = u.floor(), v.floor()

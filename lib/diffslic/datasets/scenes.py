@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from diffslic import geometry
 from diffslic.datasets import raycast
@@ -163,17 +164,23 @@ def _check(preset: str, n_frames: int, size: tuple[int, int], seed: int, amounts
 
 def _clip(preset: str, n_frames: int, size: tuple[int, int], seed: int, options: dict[str, Any]) -> Clip:
     """A lazy clip: nothing is drawn before it is read."""
-    key = preset, n_frames, tuple(size), seed, tuple(sorted(options.items()))
+    usual, of_workers = ((preset, n_frames, tuple(size), seed, tuple(sorted(each.items())))
+                         for each in (options, {**options, "device": "cpu"}))
+
+    def key() -> tuple[Any, ...]:
+        """What is drawn; in a worker of a DataLoader on the CPU, for a GPU that its parent uses is closed to it."""
+        return usual if get_worker_info() is None else of_workers
+
     readers = {
-        "frame": lambda t: _view(key, t).image[0].cpu(),
-        "labels": lambda t: _view(key, t).labels[0].cpu(),
-        "segments": lambda t: _view(key, t).segments[0].cpu(),
-        "depth": lambda t: _view(key, t).depth[0].cpu(),
-        "flow": lambda t: _motion(key, t, 1).flow[0].cpu(),
-        "backward_flow": lambda t: _motion(key, t, -1).flow[0].cpu(),
-        "occlusion": lambda t: _motion(key, t, 1).occlusion[0].cpu(),
-        "backward_occlusion": lambda t: _motion(key, t, -1).occlusion[0].cpu(),
-        "camera_to_world": lambda t: _scene(key).world.camera_to_world[t].float().cpu(),
+        "frame": lambda t: _view(key(), t).image[0].cpu(),
+        "labels": lambda t: _view(key(), t).labels[0].cpu(),
+        "segments": lambda t: _view(key(), t).segments[0].cpu(),
+        "depth": lambda t: _view(key(), t).depth[0].cpu(),
+        "flow": lambda t: _motion(key(), t, 1).flow[0].cpu(),
+        "backward_flow": lambda t: _motion(key(), t, -1).flow[0].cpu(),
+        "occlusion": lambda t: _motion(key(), t, 1).occlusion[0].cpu(),
+        "backward_occlusion": lambda t: _motion(key(), t, -1).occlusion[0].cpu(),
+        "camera_to_world": lambda t: _scene(key()).world.camera_to_world[t].float().cpu(),
     }
     return Clip(name=f"{preset}-{seed:05d}", length=n_frames, size=tuple(size), readers=readers,
                 intrinsics_=scene_intrinsics(size))

@@ -118,11 +118,11 @@ class RowBlocks:
         first, windows = self.features1[:, :, rows], []
         for level, second in enumerate(self.second):
             at_level = position / 2 ** level
-            lowest, highest = (int(edge.floor()) for edge in at_level[:, 1].aminmax())
+            lowest, highest = torch.stack(at_level[:, 1].aminmax()).floor().long().tolist()
             top, bottom = (min(max(row, 0), second.shape[2])
                            for row in (lowest - self.radius, highest + self.radius + 2))
             slab = Volume(correlation_pyramid(first, second[:, :, top:bottom], 1), self.radius)
-            windows.append(slab(at_level - at_level.new_tensor([0, top])[:, None, None]))
+            windows.append(slab(torch.stack([at_level[:, 0], at_level[:, 1] - top], dim=1)))
         return torch.cat(windows, dim=1)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffslic import geometry
 from diffslic.flow.consistency import occlusion
-from diffslic.flow.inputs import check_images, check_iterations
+from diffslic.flow.inputs import check_image, check_iterations
 from diffslic.training import device_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _pairs(raft: "RAFT", frames: Iterable[Tensor], n_iters: int) -> Iterator[tup
             raise ValueError(f"frames must be tensors (3, H, W), got {type(frame).__name__}")
         image = frame[None].to(device)
         try:
-            check_images(*([] if first is None else [first.image]), image)
+            check_image(image, image if first is None else first.image)
         except ValueError as error:
             raise ValueError(f"frame {number}: {error}") from None
         second = _Frame(raft, image)

@@ -33,8 +33,9 @@ CARD = """# {name}
 
 {limits}
 
-For a longer training on a GPU: `{gpu_command}`
+For a longer training on a GPU: `{gpu_command}`{measured}
 """
+UNMEASURED = ". Not yet trained or measured on a GPU."
 
 
 def write_card(folder: str | Path, fit: FitResult, *, name: str, what: str, data: str, validation: str, command: str,
@@ -60,10 +61,15 @@ def write_card(folder: str | Path, fit: FitResult, *, name: str, what: str, data
             name=name, what=what, data=data, validation=validation, steps=int(history["step"].max()),
             best_step=fit.best_step, command=command, seconds=fit.seconds, hardware=describe_hardware(),
             figures="\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items()), limits=limits,
-            gpu_command=gpu_command), encoding="utf-8")
+            gpu_command=gpu_command, measured="" if _used_a_gpu() else UNMEASURED), encoding="utf-8")
 
 
 def describe_hardware() -> str:
-    """The processor's kind and number of cores, the GPU if there is one, and torch's version."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    """The processor's kind and number of cores, the GPU if one was used, and torch's version."""
+    gpu = f", {torch.cuda.get_device_name()}" if _used_a_gpu() else ""
     return f"{os.cpu_count()} cores ({platform.machine()}){gpu}, torch {torch.__version__}"
+
+
+def _used_a_gpu() -> bool:
+    """Whether this process has had anything on a GPU; that there is one does not say so."""
+    return torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0

@@ -6,7 +6,15 @@ It needs no annotation, and where it is least the masks are the bodies (Meunier,
 import torch
 from torch import Tensor
 
-from diffslic.segmentation.parametric import SMALLEST_RESIDUAL, check_flow, fit_motion, flow_distance, motion_flow
+from diffslic.segmentation.parametric import (
+    SMALLEST_RESIDUAL,
+    check_flow,
+    check_method,
+    check_model,
+    fitted_motion,
+    flow_distance,
+    motion_flow,
+)
 from diffslic.segmentation.polynomials import full_precision
 
 
@@ -44,9 +52,17 @@ def coherence_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", distan
         flow = flow.where(known[:, None], 0)
     check_flow(flow)
     check_masks(masks, flow[:, None, 0])
+    check_model(model)
+    check_method(fit, distance, n_iters)
+    return checked_loss(masks, flow, model, distance, fit, n_iters, normalised, entropy, known)
+
+
+def checked_loss(masks: Tensor, flow: Tensor, model: str, distance: str, fit: str, n_iters: int, normalised: bool,
+                  entropy: float, known: Tensor | None) -> Tensor:
+    """:func:`coherence_loss` of what has been checked; with least squares a GPU is never waited for."""
     weights = masks if known is None else masks * known[:, None]
     with torch.no_grad():
-        theta = fit_motion(flow, weights, model, fit, distance, n_iters)
+        theta = fitted_motion(flow, weights, model, fit, distance, n_iters)
         distances = flow_distance(motion_flow(theta, *flow.shape[-2:], model).sub_(flow[:, None]), distance)
         count = distances[0, 0].numel() if known is None else known.flatten(1).sum(1).clamp(min=1)
         scale = flow_distance(flow, distance).flatten(1).sum(1) / count if normalised else flow.new_ones(())
@@ -67,5 +83,5 @@ def check_masks(masks: Tensor, field: Tensor) -> None:
     if not masks.is_floating_point():
         raise ValueError(f"masks must be floating point, got {masks.dtype}")
     rounding = max(1e-3, torch.finfo(masks.dtype).eps * masks.shape[1])
-    if not ((masks.detach().double().sum(1) - 1).abs().max() < rounding and masks.detach().min() >= 0):
+    if not (((masks.detach().double().sum(1) - 1).abs().max() < rounding) & (masks.detach().min() >= 0)):
         raise ValueError("masks must lie in [0, 1] and sum to one over the layers, as a softmax does")

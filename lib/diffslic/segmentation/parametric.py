@@ -66,6 +66,12 @@ def fit_motion(flow: Tensor, weights: Tensor, model: str = "quadratic", fit: str
     """
     check_fit(flow, weights, fit, distance, n_iters)
     check_model(model)
+    return fitted_motion(flow, weights, model, fit, distance, n_iters, max_pixels)
+
+
+def fitted_motion(flow: Tensor, weights: Tensor, model: str, fit: str, distance: str, n_iters: int,
+                  max_pixels: int = ENOUGH_PIXELS) -> Tensor:
+    """:func:`fit_motion` of what has been checked; by least squares a GPU is never waited for."""
     size, count, masks = flow.shape[-2:], len(EXPONENTS[model]), weights[:, :, None]
     powers, vectors, pixels = monomials(*size, flow.device), flow.flatten(2), masks.flatten(3)
     if fit == "ls":
@@ -182,12 +188,18 @@ def check_model(model: str) -> None:
 def check_fit(flow: Tensor, weights: Tensor, fit: str, distance: str, n_iters: int, axes: str = "H, W") -> None:
     """Refuse what cannot be fitted: flow (B, 2, axes), weights (B, L, axes), an unknown fit or distance, no round."""
     check_flow(flow, f"(B, 2, {axes})")
-    check_distance(distance)
     if weights.ndim != flow.ndim or weights[:, 0].shape != flow[:, 0].shape:
         raise ValueError(f"weights must be (B, L, {axes}) of the flow's size {tuple(flow.shape)}, "
                          f"got {tuple(weights.shape)}")
-    if not (weights.detach().min() >= 0 and weights.detach().max() < torch.inf):
+    lowest, highest = weights.detach().aminmax()
+    if not ((lowest >= 0) & (highest < torch.inf)):
         raise ValueError("weights must be finite and not negative")
+    check_method(fit, distance, n_iters)
+
+
+def check_method(fit: str, distance: str, n_iters: int) -> None:
+    """Refuse an unknown fit or distance, and no round."""
+    check_distance(distance)
     if fit not in FITS:
         raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
     if n_iters < 1:

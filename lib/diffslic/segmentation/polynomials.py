@@ -5,7 +5,7 @@ sum_p w(p) x^i y^j, for all layers one matrix product of masks and monomials.
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import ParamSpec
 
 import torch
@@ -60,8 +60,9 @@ def normal_equations(powers: Tensor, count: int, flow: Tensor, weights: Tensor) 
         normal (B, L, K, F, F) and moments (B, L, 2, F), float64.
     """
     products = sides = powers.new_zeros(())
-    both = [PRODUCTS.index((i + k, j + m)) for i, j in PRODUCTS[:count] for k, m in PRODUCTS[:count]]
-    needed = powers[:max(both) + 1]
+    both = _products_of_two(count, powers.device)
+    i, j = PRODUCTS[count - 1]
+    needed = powers[:PRODUCTS.index((2 * i, 2 * j)) + 1]
     for block, pixels, part in zip(needed.split(BLOCK, -1), flow.split(BLOCK, -1), weights.split(BLOCK, -1)):
         columns = block.T.expand(len(part), -1, -1)                         # (B, n, 15)
         products = products + torch.bmm(part.flatten(1, 2).double(), columns)
@@ -77,5 +78,17 @@ def solve(normal: Tensor, moments: Tensor) -> Tensor:
     # is empty: every block stays positive definite, and what the pixels leave undetermined becomes zero.
     ridge = 1e-10 * normal.diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-9
     eye = torch.eye(normal.shape[-1], device=normal.device, dtype=normal.dtype)
-    factor = torch.linalg.cholesky(normal + ridge[..., None, None] * eye)
+    # Without the check of ``cholesky``, for which the host would wait for a GPU: what fails after all becomes NaN.
+    factor, failed = torch.linalg.cholesky_ex(normal + ridge[..., None, None] * eye)
+    factor = factor.masked_fill((failed != 0)[..., None, None], torch.nan)
     return torch.cholesky_solve(moments[..., None], factor)[..., 0]
+
+
+@lru_cache
+def _products_of_two(count: int, device: torch.device) -> Tensor:
+    """(F * F,) the places in :data:`PRODUCTS` of all products of two of the first F monomials.
+
+    Kept where it is used: a list as an index would be brought from the host at every call.
+    """
+    places = [PRODUCTS.index((i + k, j + m)) for i, j in PRODUCTS[:count] for k, m in PRODUCTS[:count]]
+    return torch.tensor(places, device=device)

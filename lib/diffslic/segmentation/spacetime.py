@@ -5,6 +5,8 @@ smoothly: each follows a cubic B-spline with a control point every few frames, s
 long as a clip lasts (Meunier and Bouthemy, 2023, sections 3.2 and 3.3).
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from scipy.interpolate import BSpline
@@ -15,6 +17,7 @@ from diffslic.segmentation.parametric import (
     SMALLEST_RESIDUAL,
     check_fit,
     check_flow,
+    check_method,
     check_model,
     every,
     flow_distance,
@@ -84,7 +87,13 @@ def fit_spacetime(flow: Tensor, weights: Tensor, model: str = "quadratic", spaci
     """
     check_fit(flow, weights, fit, distance, n_iters, "T, H, W")
     check_model(model)
-    splines = spline_basis(flow.shape[2], spacing, published).to(flow.device)
+    return _fitted(flow, weights, model, spacing, fit, distance, n_iters, published)
+
+
+def _fitted(flow: Tensor, weights: Tensor, model: str, spacing: int, fit: str, distance: str, n_iters: int,
+            published: bool) -> Tensor:
+    """:func:`fit_spacetime` of what has been checked; by least squares a GPU is never waited for."""
+    splines = _basis_on(flow.device, flow.shape[2], spacing, published)
     size, count = flow.shape[-2:], len(EXPONENTS[model])
     powers, pixels = monomials(*size, flow.device), weights.flatten(3)
     vectors = flow.flatten(3).contiguous()
@@ -137,14 +146,22 @@ def spacetime_loss(masks: Tensor, flow: Tensor, model: str = "quadratic", spacin
     """
     check_flow(flow, "(B, 2, T, H, W)")
     check_masks(masks, flow[:, :1])
+    check_model(model)
+    check_method(fit, distance, n_iters)
+    return checked_loss(masks, flow, model, spacing, distance, fit, n_iters, normalised, published)
+
+
+def checked_loss(masks: Tensor, flow: Tensor, model: str, spacing: int, distance: str, fit: str, n_iters: int,
+                 normalised: bool, published: bool) -> Tensor:
+    """:func:`spacetime_loss` of what has been checked; with least squares a GPU is never waited for."""
     scales = torch.ones_like(flow[:, 0, :, 0, 0])                           # (B, T)
     if normalised:
         lengths = flow_distance(flow.transpose(1, 2), distance).flatten(2).mean(2)
         scales = lengths.where(lengths > SMALLEST_RESIDUAL, 1)
     # Plain least squares as published, on pixels as they are; what the rounds make least is the loss itself.
     weights = masks.detach() / scales[:, None, :, None, None] if fit == "irls" else masks.detach()
-    theta = fit_spacetime(flow, weights, model, spacing, fit, distance, n_iters, published)
-    splines = spline_basis(flow.shape[2], spacing, published).to(theta)
+    theta = _fitted(flow, weights, model, spacing, fit, distance, n_iters, published)
+    splines = _basis_on(flow.device, flow.shape[2], spacing, published)
     powers, distances = monomials(*flow.shape[-2:], flow.device).to(flow.dtype), torch.empty_like(masks).flatten(3)
     with torch.no_grad():
         for t, spline in enumerate(splines):
@@ -178,8 +195,7 @@ def temporal_consistency(masks: Tensor, flow: Tensor | None = None, quantile: fl
     change = (masks[:, :, 1:] - masks[:, :, :-1]).abs().mean(1)             # (B, T - 1, H, W)
     if flow is not None:
         moved = (flow[:, :, 1:] - flow[:, :, :-1]).abs().sum(1)
-        limit = torch.from_numpy(np.quantile(moved.flatten(1).detach().cpu().numpy(), quantile, axis=1)).to(moved)
-        change = change * (moved < limit[:, None, None, None])
+        change = change * (moved < _quantile(moved.detach().flatten(1), quantile)[:, None, None, None])
     return change.flatten(1).mean(1)
 
 
@@ -193,6 +209,20 @@ def potts(masks: Tensor) -> Tensor:
 def entropy(masks: Tensor) -> Tensor:
     """The mean entropy in nats (B,) of masks (B, L, T, H, W)."""
     return mask_entropy(masks).flatten(1).mean(1)
+
+
+@lru_cache
+def _basis_on(device: torch.device, n_frames: int, spacing: int, published: bool) -> Tensor:
+    """:func:`spline_basis`, brought to a device once and kept there."""
+    return spline_basis(n_frames, spacing, published).to(device)
+
+
+def _quantile(rows: Tensor, share: float) -> Tensor:
+    """(B,) a quantile of each row (B, N), between two values linearly; rows may be longer than torch.quantile takes."""
+    place = share * (rows.shape[1] - 1)
+    below = int(place)
+    low, high = (rows.kthvalue(min(k, rows.shape[1])).values for k in (below + 1, below + 2))
+    return torch.lerp(low, high, place - below)
 
 
 def _solved(flow: Tensor, weights: Tensor, powers: Tensor, count: int, splines: Tensor, distance: str,

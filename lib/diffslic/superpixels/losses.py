@@ -65,9 +65,10 @@ def _one_hot(soft: SoftSLIC, labels: Tensor) -> Tensor:
     if tuple(labels.shape) != (soft.affinity.shape[0], *soft.affinity.shape[-2:]):
         raise ValueError(f"labels are {tuple(labels.shape)} but the superpixels are of "
                          f"{(soft.affinity.shape[0], *soft.affinity.shape[-2:])} pixels")
-    if labels.is_floating_point() or labels.min() < 0:
-        raise ValueError(f"labels must be whole numbers from 0, got {labels.dtype} from {labels.min().item()}")
-    segments = torch.arange(int(labels.max()) + 1, device=labels.device)
+    lowest, highest = torch.stack(labels.aminmax()).tolist()  # both at once: a GPU is waited for here
+    if labels.is_floating_point() or lowest < 0:
+        raise ValueError(f"labels must be whole numbers from 0, got {labels.dtype} from {lowest}")
+    segments = torch.arange(highest + 1, device=labels.device)
     return (labels[:, None] == segments[:, None, None]).to(soft.affinity.dtype)
 
 

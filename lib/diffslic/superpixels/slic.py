@@ -62,7 +62,10 @@ class _Axis:
 
     def filled(self, device: torch.device) -> Tensor:
         """(n, longest) bool: True at the pixels of the cell, False at the padding of a short one."""
-        first, last = torch.tensor(self.inner, device=device).mT[..., None]
+        # Worked out there: numbers brought from the host would make it wait for a GPU.
+        ends = -(-torch.arange(self.n + 1, device=device) * self.size // self.n)
+        windows = ends[:-1].clamp(max=self.size - self.longest)
+        first, last = (ends[:-1] - windows)[:, None], (ends[1:] - windows)[:, None]
         place = torch.arange(self.longest, device=device)
         return (place >= first) & (place < last)
 
@@ -249,15 +252,23 @@ def soft_slic(features: Tensor, grid: tuple[int, int], n_iters: int = 10, distan
     with torch.autocast(features.device.type, enabled=False):
         cells = Cells(grid, *features.shape[-2:], features.device)
         centroids = F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2)         # (B, S, C)
-        if not torch.isfinite(centroids).all():
-            raise ValueError("features must be finite, got NaN or infinity")
-        # Only differences count, so every cell measures from its own first centroid: near the origin the expanded
-        # square |x|^2 - 2 x c + |c|^2 loses no digits to cancellation. The result does not depend on the origins, so
-        # they need no gradient.
-        origin = centroids.detach()
-        pixels = _measure(cells.pack(features), origin, cells.filled)                        # (B, S, C + 2, n)
-        affinity, centroids = _Iterations.apply(pixels, centroids, origin, grid, n_iters, distance)
-        return SoftSLIC(cells.unpack(affinity), centroids, grid)
+        finite = torch.isfinite(centroids).all()
+        soft = clustered(features, centroids, cells, grid, n_iters, distance)
+    if not finite:  # read last: what is to be done on a GPU is all under way by now
+        raise ValueError("features must be finite, got NaN or infinity")
+    return soft
+
+
+def clustered(features: Tensor, centroids: Tensor, cells: Cells, grid: tuple[int, int], n_iters: int,
+               distance: str) -> SoftSLIC:
+    """:func:`soft_slic` of checked features from these centroids (B, S, C) on; a GPU is never waited for."""
+    # Only differences count, so every cell measures from its own first centroid: near the origin the expanded square
+    # |x|^2 - 2 x c + |c|^2 loses no digits to cancellation. The result does not depend on the origins, so they need no
+    # gradient.
+    origin = centroids.detach()
+    pixels = _measure(cells.pack(features), origin, cells.filled)                            # (B, S, C + 2, n)
+    affinity, centroids = _Iterations.apply(pixels, centroids, origin, grid, n_iters, distance)
+    return SoftSLIC(cells.unpack(affinity), centroids, grid)
 
 
 def _measure(pixels: Tensor, origin: Tensor, filled: Tensor) -> Tensor:

@@ -256,7 +256,7 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images must be RGB (B, 3, H, W), got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}")
-    low, high = (value.item() for value in torch.aminmax(images.detach()))
+    low, high = torch.stack(images.detach().aminmax()).tolist()  # both at once: a GPU is waited for here
     # Interpolation and augmentation may leave the range by rounding, 0..255 leaves it by far.
     if not (low >= -0.01 and high <= 1.01):  # also false for NaN
         raise ValueError(f"images must lie in [0, 1], got values from {low:g} to {high:g}")
