@@ -1,8 +1,8 @@
 """Training end to end beside training on flow and superpixels that were computed before: masks of unseen scenes.
 
-Procedural scenes at 128x192, RAFT-small with 4 corrections, 150 superpixels of the composite, the shipped U-Net or a
-new head, 300 steps of two frames, three seeds, bfloat16 products. One of the two pre-generated arms has the very parts
-from which the others start, the other what the commands make: 12 corrections, polished, superpixels of colour alone.
+Procedural scenes at 128x192, RAFT-small with 4 corrections, 150 superpixels of the composite, a new head, 300 steps of
+two frames, three seeds, bfloat16 products. One of the two pre-generated arms has the very parts from which the others
+start, the other what the commands make: 12 corrections, polished, superpixels of colour alone.
 
     python benchmarks/end_to_end.py --out runs/end_to_end
 """
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--size", nargs=2, type=int, default=[128, 192])
-    parser.add_argument("--scenes", nargs=3, type=int, default=[48, 4, 24], help="to train, validate and test on")
+    parser.add_argument("--scenes", nargs=3, type=int, default=[120, 6, 24], help="to train, validate and test on")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--n-iters", type=int, default=4)
     parser.add_argument("--n-spixels", type=int, default=150)

@@ -1,7 +1,7 @@
 """What is it worth to train end to end? The same data and steps with all parts learning, with some, and with one.
 
-Every arm starts from the same weights of flow and superpixels, and every arm's batches hold the same frames in the same
-order, mirrored and disguised alike in distribution.
+Every arm starts from the same weights of flow and superpixels and a new head, and every arm's batches hold the same
+frames in the same order, mirrored and disguised alike in distribution.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +15,7 @@ from scipy import stats
 
 from diffslic import datasets, pipeline
 from diffslic.datasets.clip import Clip
+from diffslic.files import written_whole
 from diffslic.flow import RAFT
 from diffslic.pipeline import EndToEnd
 from diffslic.recipes import end_to_end, unet
@@ -23,20 +24,16 @@ from diffslic.superpixels import SSN
 from diffslic.training import device_of
 
 BASE, POLISHED = "pre-generated", "pre-generated, 12 corrections, polished"
-HEAD, RATE, RATE_OF_NEW = "motion", 3e-4, 1e-3  # weights of the head, and learning rates of it and of a new one
-_new, _transformer = {"start": None}, {"start": None, "head": "transformer"}
-# What learns by name of the arm, and with which head, by default the shipped one. The pre-generated arms learn the head
-# alone: from the very flow and superpixels that the others start with, or from those that the commands make.
+# What learns by name of the arm, and with which head. The pre-generated arms learn the head alone: from the very flow
+# and superpixels that the others start with, or from those that the commands make.
 ARMS: dict[str, dict[str, Any]] = {
     BASE: {}, POLISHED: {},
     "end to end": {"frozen": ()},
     "flow frozen": {"frozen": ("flow",)},
     "superpixels frozen": {"frozen": ("superpixels",)},
-    "head frozen": {"frozen": ("head",)},
-    "new U-Net alone": {"frozen": ("flow", "superpixels"), **_new},
-    "new U-Net, end to end": {"frozen": (), **_new},
-    "transformer alone": {"frozen": ("flow", "superpixels"), **_transformer},
-    "transformer, end to end": {"frozen": (), **_transformer},
+    "head frozen": {"frozen": ("head",)},  # it is that of the pre-generated arm, which has learned before
+    "transformer alone": {"frozen": ("flow", "superpixels"), "head": "transformer"},
+    "transformer, end to end": {"frozen": (), "head": "transformer"},
 }
 
 
@@ -82,27 +79,42 @@ def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, see
     how = {"steps": steps, "batch_size": batch_size, "validate_every": max(1, steps // 3), "device": device,
            "precision": precision, "workers": 0, "progress": progress}
     for arm in arms:
-        out, options = folder / arm.replace(", ", "-").replace(" ", "_"), {"start": HEAD, **ARMS[arm]}
-        how["learning_rate"] = RATE if options["start"] else RATE_OF_NEW
+        out = folder / _folder_name(arm)
         test = clips.test
         if arm in (BASE, POLISHED):
             train, validation, test = (_pre_generated(part, out / "cache", arm == POLISHED, n_iters, n_spixels, device,
                                                       progress) for part in clips)
             train = [clip.part(1, len(clip)) for clip in train]  # as elsewhere, frames with two neighbours
         for seed in seeds:
+            here = out / str(seed)
             if arm in (BASE, POLISHED):
-                fit = unet.train(out / str(seed), train, validation, start=HEAD, seed=seed, **how)
+                fit = unet.train(here, train, validation, seed=seed, **how)
                 masks_of = _from_cache(UNet.from_pretrained(fit.weights, device))
             else:
-                shape = {"n_iters": n_iters, "n_spixels": n_spixels, **options}
-                fit = end_to_end.train(out / str(seed), clips.train, clips.validation, frozen=shape.pop("frozen"),
-                                       shape=shape, seed=seed, **how)
+                shape = {"n_iters": n_iters, "n_spixels": n_spixels, **ARMS[arm]}
+                if "head" in shape["frozen"]:
+                    shape["start"] = folder / _folder_name(BASE) / str(seed) / "best.safetensors"
+                fit = end_to_end.train(here, clips.train, clips.validation, frozen=shape.pop("frozen"), shape=shape,
+                                       seed=seed, **how)
                 masks_of = _straight(EndToEnd.from_pretrained(fit.weights, device))
-            for clip in test:
-                score = unet.score(masks_of(clip), clip)
-                rows.append({"arm": arm, "seed": seed, "clip": clip.name, "j": score["J-Mean"], "f": score["F-Mean"],
-                             "seconds": fit.seconds})
-    return pd.DataFrame(rows)
+            scores = _scores(here / "scores.csv", masks_of, test)
+            rows.append(scores.assign(arm=arm, seed=seed, seconds=fit.seconds))
+    return pd.concat(rows, ignore_index=True)[["arm", "seed", "clip", "j", "f", "seconds"]]
+
+
+def _folder_name(arm: str) -> str:
+    return arm.replace(", ", "-").replace(" ", "_")
+
+
+def _scores(path: Path, masks_of: Callable[[Clip], np.ndarray], clips: Sequence[Clip]) -> pd.DataFrame:
+    """Columns clip, j and f, from the file where they are known for these clips."""
+    names = [clip.name for clip in clips]
+    if not path.is_file() or list(pd.read_csv(path)["clip"]) != names:
+        scores = [unet.score(masks_of(clip), clip) for clip in clips]
+        with written_whole(path) as temporary:
+            pd.DataFrame({"clip": names, "j": [score["J-Mean"] for score in scores],
+                          "f": [score["F-Mean"] for score in scores]}).to_csv(temporary, index=False)
+    return pd.read_csv(path)
 
 
 def _pre_generated(clips: Sequence[Clip], kept: Path, polished: bool, n_iters: int, n_spixels: int, device: str,
@@ -134,8 +146,8 @@ def table(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """A row per arm of what :func:`compare` returned.
 
     The clips are what a score should hold for beyond these: intervals are Student's over clips, each clip's score the
-    mean over the seeds. ``gain`` is the difference from the pre-generated arm on the same clips, whose interval is
-    narrower than that of the scores, for all arms find the same clips hard.
+    mean over the seeds. ``gain`` is the difference from the first arm on the same clips, whose interval is narrower
+    than that of the scores, for all arms find the same clips hard.
 
     Returns:
         Columns J, its half interval "+-", "between seeds" (standard deviation of the seeds' means), "gain" and its
@@ -151,8 +163,8 @@ def table(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         "J": lambda arm: by_clip.loc[arm].mean(),
         "+-": lambda arm: half(by_clip.loc[arm].to_numpy()),
         "between seeds": lambda arm: rows[rows["arm"] == arm].groupby("seed")["j"].mean().std(),
-        "gain": lambda arm: (by_clip.loc[arm] - by_clip.loc[BASE]).mean(),
-        "gain +-": lambda arm: half((by_clip.loc[arm] - by_clip.loc[BASE]).to_numpy()),
+        "gain": lambda arm: (by_clip.loc[arm] - by_clip.loc[order[0]]).mean(),
+        "gain +-": lambda arm: half((by_clip.loc[arm] - by_clip.loc[order[0]]).to_numpy()),
         "F": lambda arm: rows[rows["arm"] == arm]["f"].mean(),
         "seconds": lambda arm: rows[rows["arm"] == arm]["seconds"].mean(),
     }

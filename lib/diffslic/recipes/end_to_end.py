@@ -25,7 +25,7 @@ from diffslic.superpixels import SSN, compactness, label_reconstruction
 
 CROP = (240, 432)  # of frames; smaller ones are taken whole
 JOINS = {"head": 0.0, "superpixels": 0.1, "flow": 0.2}  # share of the steps after which a part learns
-RATES = {"superpixels": 0.3, "flow": 0.3}  # of the head's: what is trained already moves slowly
+RATES = {"superpixels": 0.1, "flow": 0.1}  # of the head's: what is trained already moves slowly
 CARD = {"what": "Masks of what moves by itself, from three frames: flow, superpixels and masks learned together.",
         "gpu_command": "diffslic train unet --end-to-end --out runs/end-to-end --n-clips 1000 --n-frames 6 "
                        "--steps 20000 --precision bf16-mixed --recompute --workers 12 --device cuda",
