@@ -127,6 +127,11 @@ def test_superpixels_of_a_composite_are_kept_as_others_are(clips, ssn, tmp_path)
     extra = torch.cat([exact.flow(1), exact.backward_flow(1)])
     found = pipeline.find_superpixels(SSN.from_pretrained(ssn), exact.frame(1), 20, extra)
     assert torch.equal(cached.superpixel_labels(1), found.labels)
+    other = exact.with_readers(flow=lambda t: -exact.flow(t))  # another flow, in the same folder
+    [again] = pipeline.precompute_superpixels([other], SSN.from_pretrained(ssn), tmp_path, 20, progress=False)
+    found = pipeline.find_superpixels(SSN.from_pretrained(ssn), exact.frame(1), 20,
+                                      torch.cat([-exact.flow(1), exact.backward_flow(1)]))
+    assert torch.equal(again.superpixel_labels(1), found.labels)
 
 
 def test_a_gain_is_a_difference_on_the_same_clips():

@@ -93,7 +93,7 @@ def precompute_superpixels(clips: Sequence[Clip], ssn: SSN, folder: str | Path, 
                            progress: bool = True) -> list[Clip]:
     """Keep the superpixels of clips and their features, as :func:`precompute_flow` keeps the flow.
 
-    A composite sees the flow that the clips have, there and back. Where that becomes another, take another folder.
+    A composite sees the flow that the clips have, there and back; with another flow its superpixels are made again.
     """
     device = device_of(ssn)
 
@@ -107,8 +107,12 @@ def precompute_superpixels(clips: Sequence[Clip], ssn: SSN, folder: str | Path, 
         return {"superpixel_labels": (frame.labels for frame in labels),
                 "superpixel_vectors": (frame.vectors for frame in vectors)}
 
+    def of_flow(clip: Clip) -> dict[str, Any]:
+        return {"of_flow": _digest([flow_both_ways(clip, 0), flow_both_ways(clip, len(clip) - 1)])}
+
     settings = {"superpixels": fingerprint(ssn), "vectors": "appearance", "n_spixels": n_spixels}
-    return _precompute(clips, Path(folder), [settings], fields, "superpixels", progress)
+    return _precompute(clips, Path(folder), [settings], fields, "superpixels", progress,
+                       of_flow if ssn.extra_channels else None)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -122,7 +126,11 @@ def fingerprint(model: nn.Module) -> str:
 
 def ends(clip: Clip) -> str:
     """A hash of the first and the last frame, which stand for the clip: other pictures, another hash."""
-    return hashlib.sha256(torch.stack([clip.frame(0), clip.frame(len(clip) - 1)]).numpy().tobytes()).hexdigest()[:16]
+    return _digest([clip.frame(0), clip.frame(len(clip) - 1)])
+
+
+def _digest(tensors: Sequence[Tensor]) -> str:
+    return hashlib.sha256(torch.stack(list(tensors)).numpy().tobytes()).hexdigest()[:16]
 
 
 def cache_folder(cache: str | Path, dataset: str, resolution: str, kind: str) -> Path:
@@ -131,8 +139,11 @@ def cache_folder(cache: str | Path, dataset: str, resolution: str, kind: str) ->
 
 
 def _precompute(clips: Sequence[Clip], folder: Path, accepted: Sequence[Mapping[str, Any]],
-                fields: Callable[[Clip], dict[str, Iterable[Tensor]]], what: str, progress: bool) -> list[Clip]:
+                fields: Callable[[Clip], dict[str, Iterable[Tensor]]], what: str, progress: bool,
+                more: Callable[[Clip], dict[str, Any]] | None = None) -> list[Clip]:
     """Write what is not there yet, with the first of the settings that are accepted in a file that is there.
+
+    ``more`` tells what else a clip's file depends on.
 
     Whose a clip is depends on its place in the list, not on what is missing: that changes while others look.
     """
@@ -140,7 +151,8 @@ def _precompute(clips: Sequence[Clip], folder: Path, accepted: Sequence[Mapping[
     own = own_share(range(len(clips)))
     others = sorted(set(range(len(clips))) - set(own))
     for i in tqdm([*own, *others], desc=what, unit="clip", disable=not (progress and speaks())):
-        clip, is_of = clips[i], {"size": list(clips[i].size), "frames": ends(clips[i])}
+        clip, is_of = clips[i], {"size": list(clips[i].size), "frames": ends(clips[i]),
+                                 **(more(clips[i]) if more else {})}
         configurations = [{**settings, **is_of} for settings in accepted]
         if i in others:
             while not _is_there(paths[i], configurations, len(clip)):
