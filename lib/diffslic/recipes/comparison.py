@@ -1,7 +1,8 @@
 """What is it worth to train end to end? The same data and steps with all parts learning, with some, and with one.
 
 Every arm starts from the same weights of flow and superpixels and a new head, and every arm's batches hold the same
-frames in the same order, mirrored and disguised alike in distribution.
+frames in the same order, mirrored alike and disguised alike in distribution. The pre-generated arms also change the
+colours of the image that the head sees; elsewhere flow and superpixels see the same image, and it stays as it is.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
