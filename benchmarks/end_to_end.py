@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--size", nargs=2, type=int, default=[128, 192])
-    parser.add_argument("--scenes", nargs=3, type=int, default=[120, 6, 24], help="to train, validate and test on")
+    parser.add_argument("--scenes", nargs=3, type=int, default=[120, 5, 20], help="to train, validate and test on")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--n-iters", type=int, default=4)
     parser.add_argument("--n-spixels", type=int, default=150)

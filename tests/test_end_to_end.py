@@ -6,6 +6,7 @@ import torch
 
 from diffslic import datasets, pipeline
 from diffslic.flow import RAFT
+from diffslic.geometry import pixel_grid
 from diffslic.pipeline import PARTS, EndToEnd
 from diffslic.segmentation import (
     SuperpixelTransformer,
@@ -13,6 +14,7 @@ from diffslic.segmentation import (
     UNet,
     UNetConfig,
     bce_dice,
+    camera_motion,
 )
 from diffslic.superpixels import SSN, SSNConfig, label_reconstruction
 
@@ -110,9 +112,12 @@ def test_a_video_is_seen_as_its_triples(clip):
     video = list(net.video(iter(frames)))
     assert len(video) == 4
     for t in (1, 2):
+        triple = [frames[t + step][None] for step in (-1, 0, 1)]
         with torch.no_grad():
-            alone = net(*(frames[t + step][None] for step in (-1, 0, 1))).logits[0, 0]
-        assert (video[t] - alone).abs().max() < 1e-3
+            seen = net(*triple)
+            channels = net.channels(triple[1], seen.flow, seen.superpixels)[0]
+            mirrored = net.head(pipeline.mirrored_input(channels, INPUTS)[None])[0, 0].flip(-1)
+        assert (video[t] - seen.logits[0, 0] - mirrored).abs().max() < 1e-3
 
 
 def test_mixing_changes_what_the_head_sees_and_nothing_else(triple):
@@ -144,6 +149,33 @@ def test_other_weights_and_parts_are_refused(tmp_path):
         EndToEnd(RAFT(), composite, UNet(UNetConfig(3)))
     with pytest.raises(ValueError, match="got 2 and flow, superpixels, image"):
         EndToEnd(RAFT(), composite, unet(out_channels=2))
+
+
+def test_a_head_of_other_channels_is_refused():
+    with pytest.raises(ValueError, match="the head reads 12 channels, flow, superpixels, image have 11 with these"):
+        network(UNet(UNetConfig(12, widths=(4, 8), inputs=INPUTS)))
+
+
+def test_a_black_frame_teaches_no_nonsense(clip, triple):
+    """All looks of it are constant, and so is their spread."""
+    net = network().train()
+    black = [torch.zeros_like(frame) if place == 1 else frame for place, frame in enumerate(triple)]
+    loss(net(*black), clip.labels(1)[None]).backward()
+    assert all(torch.isfinite(value.grad).all() for value in net.parameters() if value.grad is not None)
+
+
+@pytest.mark.parametrize("shift", ["u", "divergence", "quadratic"])
+def test_what_the_camera_explains_of_a_change_of_the_flow_has_no_gradient(clip, shift):
+    """The residual does not change with such a shift; nor may the gradient say that it would."""
+    x, y = pixel_grid(*SIZE).double() / 32 - 1
+    none = torch.zeros_like(x)
+    change = {"u": torch.stack([none + 1, none]), "divergence": torch.stack([x, y]),
+              "quadratic": torch.stack([x * x, x * y])}[shift]
+    flow = clip.flow(1).double().requires_grad_()
+    residual = flow - camera_motion(flow[None])[0]
+    weights = torch.randn(2, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    (residual * weights * (clip.labels(1) > 0)).sum().backward()
+    assert float((flow.grad * change).sum().abs()) < 1e-3 * float(flow.grad.abs().sum())
 
 
 def test_batch_norms_keep_their_moments(triple):

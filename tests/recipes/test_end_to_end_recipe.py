@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from diffslic import cli, datasets, pipeline
+from diffslic.datasets.clip import VOID
 from diffslic.pipeline import PARTS, EndToEnd
 from diffslic.recipes import augment, comparison, end_to_end, unet
-from diffslic.superpixels import SSN, SSNConfig
+from diffslic.superpixels import SSN, SSNConfig, label_reconstruction, soft_slic
 
 SIZE = (48, 64)
 SHAPE = {"widths": (4, 8), "n_iters": 1, "n_spixels": 20}
@@ -42,26 +43,48 @@ def test_a_batch_depends_on_its_number_alone_and_holds_neighbours(clips):
     batch = first(3)
     assert all(torch.equal(value, second(3)[key]) for key, value in batch.items())
     assert batch["frame"].shape == (2, 3, *SIZE) and batch["mixing"].shape == (2, 11, 11)
-    frames = {t: (clip.frame(t) * 255).round() / 255 for clip in clips[:1] for t in range(4)}
-    for item in range(len(first.frames)):
-        sample = first._sample(item)
-        i, t = first.frames[np.random.default_rng([1, 0]).permutation(len(first.frames))[item]]
-        if i == 0 and torch.equal(sample["frame"], frames[t]):
-            assert torch.equal(sample["before"], frames[t - 1]) and torch.equal(sample["after"], frames[t + 1])
-            assert torch.equal(sample["labels"], clips[0].labels(t))
+    order, mirrored = np.random.default_rng([1, 0]).permutation(len(first.frames)), 0
+    for item, place in enumerate(order):
+        sample, (i, t) = first._sample(item), first.frames[place]
+        frames = [(clips[i].frame(t + step) * 255).round() / 255 for step in (-1, 0, 1)]
+        labels = clips[i].labels(t)
+        if not torch.equal(sample["frame"], frames[1]):
+            mirrored, frames, labels = mirrored + 1, [frame.flip(-1) for frame in frames], labels.flip(-1)
+        for name, frame in zip(("before", "frame", "after"), frames):
+            assert torch.equal(sample[name], frame)
+        assert torch.equal(sample["labels"], labels)
+    assert 0 < mirrored < len(order)
 
 
-def test_mixing_is_the_disguise_of_the_other_recipe(clips):
-    """As a matrix: flow is made stronger, looks get signs, strengths and order, or are withheld."""
+def test_the_head_sees_what_the_other_recipe_shows(clips):
+    """The same draws: flow stronger or weaker, other colours, looks disguised or withheld, as a matrix or in place."""
+    inputs = {"flow": 4, "image": 3}
+    samples = unet.Samples([clip.part(1, 4) for clip in clips], tuple(inputs), 1, seed=2)
+    triples = end_to_end.Triples(clips, inputs, 1, seed=2)
+    assert len(samples.frames) == len(triples.frames) == 6
+    withheld = 0
+    for number in range(12):
+        sample, triple = samples(number), triples(number)
+        assert torch.equal(sample["labels"], triple["labels"])
+        i, t = triples.frames[np.random.default_rng([2, number // 6]).permutation(6)[number % 6]]
+        flow = pipeline.flow_channels(clips[i].flow(t)).half().float()
+        if not torch.equal(triple["frame"][0], (clips[i].frame(t) * 255).round() / 255):
+            flow = augment.flip_flow(flow.unflatten(0, (2, 2)), True, False).flatten(0, 1)
+        channels = torch.cat([flow, 2 * triple["shown"][0] - 1])
+        seen = torch.einsum("ij,jhw->ihw", triple["mixing"][0], channels)
+        assert (seen - sample["input"][0]).abs().max() < 1e-4
+        withheld += not triple["mixing"][0, 4:].any()
+    assert 0 < withheld < 12
+
+
+def test_mixing_leaves_kinds_apart_and_withholds_looks_as_often_as_it_should(clips):
     triples = end_to_end.Triples(clips, COUNTS, 1, seed=0)
-    matrices = [triples._mixing(np.random.default_rng(seed)) for seed in range(200)]
-    shown = [matrix for matrix in matrices if matrix[4:].any()]
-    assert 0.5 < len(shown) / 200 < 0.7  # withheld: 40 %
+    image = torch.rand(3, 8, 8)
+    matrices = [triples._seen_by_the_head(image, np.random.default_rng(seed))[1] for seed in range(200)]
+    assert 0.5 < sum(bool(matrix[4:].any()) for matrix in matrices) / 200 < 0.7  # withheld: 40 %
     for matrix in matrices:
         assert torch.equal(matrix[:4, :4], matrix[0, 0] * torch.eye(4)) and 0.7 <= matrix[0, 0] <= 1.4
         assert not matrix[:4, 4:].any() and not matrix[4:8, 8:].any()
-    x, rng = torch.rand(4, 5), np.random.default_rng(3)
-    assert torch.allclose(augment.disguise(torch.eye(4), np.random.default_rng(3)) @ x, augment.disguise(x, rng))
 
 
 def test_parts_begin_to_learn_one_after_the_other(clips, ssn, tmp_path, monkeypatch):
@@ -97,13 +120,36 @@ def test_it_learns(clips, ssn, tmp_path):
     assert masks.shape == (4, *SIZE) and masks.dtype == np.uint8
 
 
-def test_the_photometric_loss_takes_part(clips, ssn):
-    net = end_to_end.network(**SHAPE, ssn=ssn)
-    batch = end_to_end.Triples(clips, COUNTS, 2, seed=1)(0)
-    with torch.no_grad():
-        seen = net(batch["before"], batch["frame"], batch["after"])
-        plain, more = (end_to_end.losses(seen, batch, end_to_end.Weights(photometric=weight)) for weight in (0, 10))
-    assert plain.shape == (2,) and (more > plain).all()
+def test_the_photometric_loss_tells_there_from_back(clips):
+    """Of a picture that moves to the right, the flow ahead points right and the flow back left."""
+    picture = torch.rand(1, 3, 20, 30)
+    batch = {"before": picture.roll(-2, 3), "frame": picture, "after": picture.roll(2, 3),
+             "labels": torch.zeros(1, 20, 30, dtype=torch.int64)}
+    right = torch.tensor([2.0, 0])[None, :, None, None].expand(1, 2, 20, 30)
+    superpixels = soft_slic(picture, (2, 3), 1)
+
+    def loss(flow):
+        seen = pipeline.Prediction(torch.zeros(1, 1, 20, 30), flow, superpixels)
+        plain, more = (end_to_end.losses(seen, batch, end_to_end.Weights(photometric=weight)) for weight in (0, 1))
+        return float(more - plain)
+
+    assert loss(torch.cat([right, -right], 1)) == pytest.approx(0, abs=1e-4)
+    assert loss(torch.cat([-right, right], 1)) > 0.05
+    assert loss(torch.cat([right, right], 1)) > 0.02
+
+
+def test_void_teaches_nothing():
+    labels = torch.zeros(1, 20, 30, dtype=torch.int64)
+    labels[:, :, 15:] = 1
+    seen = pipeline.Prediction(torch.randn(1, 1, 20, 30), torch.zeros(1, 4, 20, 30),
+                               soft_slic(torch.rand(1, 3, 20, 30), (2, 3), 1))
+    void = labels.clone()
+    void[:, 5:] = VOID
+    other = torch.where(void == VOID, 1 - labels, labels)  # whatever is below the void
+    weights = end_to_end.Weights(compactness=0.0)
+    assert end_to_end.losses(seen, {"labels": void}, weights) != end_to_end.losses(seen, {"labels": labels}, weights)
+    known = label_reconstruction(seen.superpixels, labels, known=void != VOID)
+    assert torch.equal(known, label_reconstruction(seen.superpixels, other, known=void != VOID))
 
 
 def test_bad_settings_are_refused(clips, ssn, tmp_path):
@@ -119,6 +165,12 @@ def test_bad_settings_are_refused(clips, ssn, tmp_path):
         end_to_end.network("transformer", start="motion")
     with pytest.raises(ValueError, match="the input 'depth' is unknown"):
         end_to_end.network(inputs=["depth"])
+    with pytest.raises(ValueError, match="inputs must begin with those of motion"):
+        end_to_end.network(start="motion", inputs=["image"])
+    with pytest.raises(ValueError, match="flow reads flow: that cannot become flow, image"):
+        end_to_end.network(start="flow", inputs=["flow", "image"])
+    with pytest.raises(ValueError, match="weights of losses must be finite and not negative"):
+        trained(tmp_path, clips, ssn, weights=end_to_end.Weights(photometric=-1.0))
 
 
 def test_superpixels_of_a_composite_are_kept_as_others_are(clips, ssn, tmp_path):
@@ -134,29 +186,45 @@ def test_superpixels_of_a_composite_are_kept_as_others_are(clips, ssn, tmp_path)
     assert torch.equal(again.superpixel_labels(1), found.labels)
 
 
+def score_rows(gains):
+    """Of two arms, three clips and as many seeds as there are gains."""
+    return pd.DataFrame([{"arm": arm, "seed": seed, "clip": clip, "j": j + more, "f": 0.5, "seconds": 2.0}
+                         for arm in (comparison.BASE, "end to end") for seed, gain in enumerate(gains)
+                         for clip, j, more in zip("abc", (0.2, 0.5, 0.8), 3 * [gain * (arm != comparison.BASE)])])
+
+
 def test_a_gain_is_a_difference_on_the_same_clips():
-    """All clips gain .1 whatever their own score: the gain is certain, the scores are not."""
-    rows = [{"arm": arm, "seed": seed, "clip": clip, "j": j + more + shake, "f": 0.5, "seconds": 2.0}
-            for arm, more in ((comparison.BASE, 0.0), ("end to end", 0.1))
-            for seed, shake in ((0, -0.01), (1, 0.01)) for clip, j in (("a", 0.2), ("b", 0.5), ("c", 0.8))]
-    table = comparison.table(pd.DataFrame(rows))
+    """All clips and seeds gain .1 whatever their own score: the gain is certain, the scores are not."""
+    table = comparison.table(score_rows((0.1, 0.1)))
     assert table.loc["end to end", "gain"] == pytest.approx(0.1)
     assert table.loc["end to end", "gain +-"] == pytest.approx(0, abs=1e-9)
     assert table.loc[comparison.BASE, "J"] == pytest.approx(0.5)
     assert table.loc[comparison.BASE, "+-"] == pytest.approx(4.3027 * 0.3 / 3 ** 0.5, rel=1e-3)  # Student, two degrees
-    assert table.loc["end to end", "between seeds"] == pytest.approx(0.01 * 2 ** 0.5)
+
+
+def test_what_seeds_disagree_about_is_in_the_interval():
+    table = comparison.table(score_rows((0.0, 0.1, 0.2)))
+    assert table.loc["end to end", "gain +-"] == pytest.approx(4.3027 * 0.1 / 3 ** 0.5, rel=1e-3)
+    assert tuple(table.loc["end to end", ["least gain", "most gain"]]) == pytest.approx((0, 0.2))
 
 
 def test_the_comparison_runs_and_goes_on(tmp_path):
-    clips = comparison.scenes(SIZE, 2, 1, 2, n_frames=3)
-    arms = [comparison.BASE, "end to end", "transformer alone"]
+    clips = comparison.scenes(SIZE, 2, 1, 2, n_frames=4)
+    arms = [comparison.BASE, "head frozen", "transformer alone, in one graph"]
     how = {"arms": arms, "seeds": [0], "steps": 1, "batch_size": 1, "n_iters": 1, "n_spixels": 20, "progress": False}
     rows = comparison.compare(tmp_path, clips, **how)
     assert list(rows["arm"].unique()) == arms and len(rows) == 6
     assert not {c.name for c in clips.train + clips.validation} & {c.name for c in clips.test}
-    before = (tmp_path / "end_to_end" / "0" / "best.safetensors").stat().st_mtime_ns
+    weights = tmp_path / "head_frozen" / "0" / "best.safetensors"
+    before = weights.stat().st_mtime_ns
     pd.testing.assert_frame_equal(rows, comparison.compare(tmp_path, clips, **how))
-    assert (tmp_path / "end_to_end" / "0" / "best.safetensors").stat().st_mtime_ns == before
+    assert weights.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="holds another comparison"):
+        comparison.compare(tmp_path, clips, **{**how, "n_iters": 2})
+    with pytest.raises(ValueError, match="holds another comparison"):
+        comparison.compare(tmp_path, comparison.scenes((64, 96), 2, 1, 2, n_frames=4), **how)
+    comparison.compare(tmp_path, clips, **{**how, "arms": arms[:2]}, resume=False)
+    assert weights.stat().st_mtime_ns != before
 
 
 def test_commands(ssn, tmp_path, capsys, monkeypatch):
@@ -181,6 +249,8 @@ def test_commands(ssn, tmp_path, capsys, monkeypatch):
     (["--end-to-end", "--head", "mlp"], "the head is one of unet, transformer, got 'mlp'"),
     (["--end-to-end", "--ssn", "scenes"], "must be those of a composite SSN"),
     (["--end-to-end", "--inputs", "flow,depth"], "the input 'depth' is unknown"),
+    (["--end-to-end", "--n-iters", "0"], "n_iters and n_spixels must be at least 1, got 0 and 400"),
+    (["--end-to-end", "--photometric", "-1", "--n-clips", "2"], "must be finite and not negative"),
     (["--end-to-end", "--freeze", "raft", "--n-clips", "2"], "may be frozen"),
 ])
 def test_bad_commands(arguments, words, tmp_path, capsys):

@@ -4,9 +4,9 @@ The way of the other files of this folder is to compute flow and superpixels onc
 nothing is kept: what the loss says about a mask reaches the features that find matches and those that are clustered.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from diffslic import training
 from diffslic.flow import RAFT, RAFTConfig
 from diffslic.pipeline.inputs import INPUTS, LEAST_SPREAD, N_SPIXELS
+from diffslic.pipeline.predict import logits_of_views
 from diffslic.segmentation import (
     SuperpixelTransformer,
     SuperpixelTransformerConfig,
@@ -38,6 +39,12 @@ class Prediction(NamedTuple):
     superpixels: SoftSLIC
 
 
+def channel_counts(superpixels: SSN) -> dict[str, int]:
+    """How many channels each of :data:`diffslic.pipeline.INPUTS` has for the head."""
+    learned = superpixels.config.out_channels if superpixels.net is not None else 0
+    return {"flow": 4, "superpixels": learned + 3, "image": 3}
+
+
 class EndToEnd(nn.Module):
     """Three frames to the mask of the one in the middle.
 
@@ -54,6 +61,8 @@ class EndToEnd(nn.Module):
     def __init__(self, flow: RAFT, superpixels: SSN, head: UNet | SuperpixelTransformer, n_iters: int = 12,
                  n_spixels: int = N_SPIXELS, keep_activations: bool = True) -> None:
         super().__init__()
+        if n_iters < 1 or n_spixels < 1:
+            raise ValueError(f"n_iters and n_spixels must be at least 1, got {n_iters} and {n_spixels}")
         if superpixels.extra_channels != 4:
             raise ValueError("the superpixels must be those of a composite SSN over flow there and back, "
                              f"got one of {superpixels.extra_channels} further channels")
@@ -61,6 +70,10 @@ class EndToEnd(nn.Module):
         if unknown or not head.config.inputs or head.config.out_channels != 1:
             raise ValueError(f"the head must have one mask and inputs among {', '.join(INPUTS)}, "
                              f"got {head.config.out_channels} and {', '.join(head.config.inputs) or 'none'}")
+        counts = channel_counts(superpixels)
+        if head.config.in_channels != sum(counts[name] for name in head.config.inputs):
+            raise ValueError(f"the head reads {head.config.in_channels} channels, {', '.join(head.config.inputs)} have "
+                             f"{sum(counts[name] for name in head.config.inputs)} with these superpixels")
         self.flow, self.superpixels, self.head = flow, superpixels, head
         self.n_iters, self.n_spixels, self.keep_activations = n_iters, n_spixels, keep_activations
         self.learn(PARTS)
@@ -78,22 +91,21 @@ class EndToEnd(nn.Module):
                 layer.eval()
         return self
 
-    def forward(self, before: Tensor, frame: Tensor, after: Tensor, mixing: Tensor | None = None) -> Prediction:
+    def forward(self, before: Tensor, frame: Tensor, after: Tensor, mixing: Tensor | None = None,
+                shown: Tensor | None = None) -> Prediction:
         """The mask of ``frame``, and what it was made from.
 
         Args:
             before, frame, after: (B, 3, H, W) RGB in [0, 1] each, neighbours in time.
             mixing: (B, C, C) for training: what becomes of the head's channels, such as a new order or zeros.
+            shown: (B, 3, H, W) for training: ``frame`` as the head is to see it, in other colours; None: as it is.
         """
         flow = self._computed(self.flow_of, before, frame, after)
-        return self.masks_of(frame, flow, mixing)
-
-    def masks_of(self, frame: Tensor, flow: Tensor, mixing: Tensor | None = None) -> Prediction:
-        """:meth:`forward` from the flow (B, 4, H, W) on."""
         superpixels = self._computed(self.superpixels_of, frame, flow)
-        channels = self._computed(self.channels, frame, flow, superpixels)
+        channels = self._computed(self.channels, frame, flow, superpixels, shown)
         if mixing is not None:
-            channels = torch.einsum("bij,bjhw->bihw", mixing, channels)
+            with torch.autocast(channels.device.type, enabled=False):
+                channels = torch.einsum("bij,bjhw->bihw", mixing, channels)
         seen = (channels,) if isinstance(self.head, UNet) else (channels, superpixels)
         return Prediction(self._computed(self.head, *seen), flow, superpixels)
 
@@ -110,35 +122,49 @@ class EndToEnd(nn.Module):
         """Soft superpixels of frames (B, 3, H, W) and their flow (B, 4, H, W)."""
         return self.superpixels(frame, min(self.n_spixels, frame[0, 0].numel()), extra=flow)
 
-    def channels(self, frame: Tensor, flow: Tensor, superpixels: SoftSLIC) -> Tensor:
+    def channels(self, frame: Tensor, flow: Tensor, superpixels: SoftSLIC, shown: Tensor | None = None) -> Tensor:
         """What the head sees, (B, C, H, W): as ``network_input`` makes it, with soft superpixels for labels."""
         make: dict[str, Callable[[], Tensor]] = {
             "flow": lambda: torch.stack([flow_channels(each[:2]) for each in flow]),
             "superpixels": lambda: self.differences(frame, superpixels),
-            "image": lambda: 2 * frame - 1}
+            "image": lambda: 2 * (frame if shown is None else shown) - 1}
         return torch.cat([make[name]() for name in self.head.config.inputs], dim=1)
 
     def differences(self, frame: Tensor, superpixels: SoftSLIC) -> Tensor:
         """Looks of superpixels, as ``superpixel_differences``: each channel with mean 0 and deviation 1 in a frame."""
         looks = reconstruct(superpixels, self.superpixels.appearance(frame))
         looks = looks - looks.mean((2, 3), keepdim=True)
-        return looks / looks.square().mean((2, 3), keepdim=True).sqrt().clamp(min=LEAST_SPREAD)
+        # Bounded before the root, whose slope at 0 is infinite: a channel may be constant, as in a black frame.
+        return looks / looks.square().mean((2, 3), keepdim=True).clamp(min=LEAST_SPREAD ** 2).sqrt()
 
     @torch.no_grad()
     def video(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
         """Logits (H, W) of every frame (3, H, W) of a video; features are computed once per frame.
 
-        At both ends one of the flows is missing, and the other stands for it, turned around.
+        At both ends one of the flows is missing, and the other stands for it, turned around. A U-Net sees the channels
+        of a frame twice, as they are and in a mirror.
         """
-        device = training.device_of(self)
-        ahead, seen = tee(frame.to(device) for frame in frames)
+        device, read = training.device_of(self), deque[Tensor]()
+
+        def noted() -> Iterator[Tensor]:
+            for frame in frames:
+                read.append(frame.to(device))
+                yield read[-1]
+
         back = None
-        for both, frame in zip(self.flow.video_both_ways(ahead, self.n_iters), seen):
-            flow = torch.cat([both.forward, -both.forward if back is None else back])
-            yield self.masks_of(frame[None], flow[None]).logits[0, 0]
+        for both in self.flow.video_both_ways(noted(), self.n_iters):
+            yield self._logits(read.popleft(), torch.cat([both.forward, -both.forward if back is None else back]))
             back = both.backward
         assert back is not None  # there are two frames at least, or RAFT has said so
-        yield self.masks_of(next(seen)[None], torch.cat([-back, back])[None]).logits[0, 0]
+        yield self._logits(read.popleft(), torch.cat([-back, back]))
+
+    def _logits(self, frame: Tensor, flow: Tensor) -> Tensor:
+        """(H, W) of a frame (3, H, W) and its flow (4, H, W)."""
+        superpixels = self.superpixels_of(frame[None], flow[None])
+        channels = self.channels(frame[None], flow[None], superpixels)
+        if isinstance(self.head, UNet):
+            return logits_of_views(self.head, channels[0])
+        return self.head(channels, superpixels)[0, 0]
 
     def _computed(self, part: Callable[..., Any], *inputs: Any) -> Any:
         """``part(*inputs)``, whose activations are kept for the way back, or not."""

@@ -46,16 +46,20 @@ def predict_from_flow(method: Callable[[Tensor], Tensor], clip: Clip) -> np.ndar
     return np.stack([*masks, masks[-1]])
 
 
-@torch.no_grad()
 def mask_of(unet: UNet, channels: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """The mask (H, W) uint8, of another ``size``, of a frame's channels (C, h, w).
-
-    Seen as it is and in a mirror, the logits averaged: mirrored channels get the mirrored mask.
-    """
-    views = torch.stack([channels, mirrored_input(channels, unet.config.inputs)])
-    as_it_is, mirrored = unet(views)
-    logits = geometry.resize((as_it_is + mirrored.flip(-1))[None], size)
+    """The mask (H, W) uint8, of another ``size``, of a frame's channels (C, h, w), from both of its views."""
+    logits = geometry.resize(logits_of_views(unet, channels)[None, None], size)
     return (logits[0, 0] > 0).byte().cpu().numpy()
+
+
+@torch.no_grad()
+def logits_of_views(unet: UNet, channels: Tensor) -> Tensor:
+    """Logits (h, w) of a frame's channels (C, h, w), seen as it is and in a mirror, the sum of both.
+
+    Mirrored channels get the mirrored mask.
+    """
+    as_it_is, mirrored = unet(torch.stack([channels, mirrored_input(channels, unet.config.inputs)]))
+    return (as_it_is + mirrored.flip(-1))[0]
 
 
 def check_length(clip: Clip) -> None:

@@ -1,39 +1,39 @@
 """What is it worth to train end to end? The same data and steps with all parts learning, with some, and with one.
 
-Every arm starts from the same weights of flow and superpixels and a new head, and every arm's batches hold the same
-frames in the same order, mirrored alike and disguised alike in distribution. The pre-generated arms also change the
-colours of the image that the head sees; elsewhere flow and superpixels see the same image, and it stays as it is.
+Every arm starts from the same weights of flow and superpixels and a new head. Every arm's batches hold the same frames
+in the same order, cut, mirrored, coloured and disguised by the same draws; the step with the best validation is kept,
+and masks are made as in use, by a U-Net from two views. The pre-generated arms have hard superpixels, the others soft.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 
 from diffslic import datasets, pipeline
 from diffslic.datasets.clip import Clip
-from diffslic.files import written_whole
+from diffslic.files import note_says, write_note
 from diffslic.flow import RAFT
 from diffslic.pipeline import EndToEnd
 from diffslic.recipes import end_to_end, unet
 from diffslic.segmentation import UNet
 from diffslic.superpixels import SSN
-from diffslic.training import device_of
 
 BASE, POLISHED = "pre-generated", "pre-generated, 12 corrections, polished"
+OF_FLOW, OF_IMAGES = "composite-davis2016", "scenes"  # superpixel networks: of all arms but the polished, and of that
 # What learns by name of the arm, and with which head. The pre-generated arms learn the head alone: from the very flow
 # and superpixels that the others start with, or from those that the commands make.
 ARMS: dict[str, dict[str, Any]] = {
     BASE: {}, POLISHED: {},
+    "head alone, in one graph": {"frozen": ("flow", "superpixels")},
     "end to end": {"frozen": ()},
     "flow frozen": {"frozen": ("flow",)},
     "superpixels frozen": {"frozen": ("superpixels",)},
     "head frozen": {"frozen": ("head",)},  # it is that of the pre-generated arm, which has learned before
-    "transformer alone": {"frozen": ("flow", "superpixels"), "head": "transformer"},
+    "transformer alone, in one graph": {"frozen": ("flow", "superpixels"), "head": "transformer"},
     "transformer, end to end": {"frozen": (), "head": "transformer"},
 }
 
@@ -64,24 +64,29 @@ def _remembered(clip: Clip) -> Clip:
 
 def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, seeds: Sequence[int] = (0, 1, 2),
             steps: int = 300, batch_size: int = 2, n_iters: int = 4, n_spixels: int = 150, device: str = "cpu",
-            precision: str = "32-true", progress: bool = True) -> pd.DataFrame:
+            precision: str = "32-true", resume: bool = True, progress: bool = True) -> pd.DataFrame:
     """Train every arm with every seed, and score it on clips that none has seen.
 
-    Trained networks, flow and superpixels stay below ``folder``; what is there already is not made again.
-
     Args:
+        folder: networks, flow and superpixels stay below it.
         arms: of :data:`ARMS`.
         n_iters, n_spixels: see :class:`diffslic.pipeline.EndToEnd`.
+        resume: what is in the folder already is not made again.
 
     Returns:
-        A row per arm, seed and test clip: arm, seed, clip, j, f, seconds (of the training).
+        A row per arm, seed and test clip: arm, seed, clip, j, f, seconds (of the training, not of what was
+        pre-generated).
+
+    Raises:
+        ValueError: the folder holds a comparison on other clips, of other networks or with other settings.
     """
     folder, rows = Path(folder), []
     how = {"steps": steps, "batch_size": batch_size, "validate_every": max(1, steps // 3), "device": device,
-           "precision": precision, "workers": 0, "progress": progress}
+           "precision": precision, "workers": 0, "resume": resume, "progress": progress}
+    _claim(folder, {"clips": _digest(clips), "steps": steps, "batch_size": batch_size, "n_iters": n_iters,
+                    "n_spixels": n_spixels, "precision": precision}, resume)
     for arm in arms:
         out = folder / _folder_name(arm)
-        test = clips.test
         if arm in (BASE, POLISHED):
             train, validation, test = (_pre_generated(part, out / "cache", arm == POLISHED, n_iters, n_spixels, device,
                                                       progress) for part in clips)
@@ -89,84 +94,82 @@ def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, see
         for seed in seeds:
             here = out / str(seed)
             if arm in (BASE, POLISHED):
-                fit = unet.train(here, train, validation, seed=seed, **how)
-                masks_of = _from_cache(UNet.from_pretrained(fit.weights, device))
+                fit = unet.train(here, train, validation, seed=seed, crop=end_to_end.CROP, **how)
+                head = UNet.from_pretrained(fit.weights, device)
+                masks = [pipeline.predict(head, clip) for clip in test]
             else:
                 shape = {"n_iters": n_iters, "n_spixels": n_spixels, **ARMS[arm]}
                 if "head" in shape["frozen"]:
                     shape["start"] = folder / _folder_name(BASE) / str(seed) / "best.safetensors"
                 fit = end_to_end.train(here, clips.train, clips.validation, frozen=shape.pop("frozen"), shape=shape,
                                        seed=seed, **how)
-                masks_of = _straight(EndToEnd.from_pretrained(fit.weights, device))
-            scores = _scores(here / "scores.csv", masks_of, test)
-            rows.append(scores.assign(arm=arm, seed=seed, seconds=fit.seconds))
-    return pd.concat(rows, ignore_index=True)[["arm", "seed", "clip", "j", "f", "seconds"]]
+                network = EndToEnd.from_pretrained(fit.weights, device)
+                masks = [end_to_end.predict(network, clip) for clip in clips.test]
+            scores = [unet.score(each, clip) for each, clip in zip(masks, clips.test)]
+            rows += [{"arm": arm, "seed": seed, "clip": clip.name, "j": score["J-Mean"], "f": score["F-Mean"],
+                      "seconds": fit.seconds} for clip, score in zip(clips.test, scores)]
+    return pd.DataFrame(rows)
 
 
 def _folder_name(arm: str) -> str:
     return arm.replace(", ", "-").replace(" ", "_")
 
 
-def _scores(path: Path, masks_of: Callable[[Clip], np.ndarray], clips: Sequence[Clip]) -> pd.DataFrame:
-    """Columns clip, j and f, from the file where they are known for these clips."""
-    names = [clip.name for clip in clips]
-    if not path.is_file() or list(pd.read_csv(path)["clip"]) != names:
-        scores = [unet.score(masks_of(clip), clip) for clip in clips]
-        with written_whole(path) as temporary:
-            pd.DataFrame({"clip": names, "j": [score["J-Mean"] for score in scores],
-                          "f": [score["F-Mean"] for score in scores]}).to_csv(temporary, index=False)
-    return pd.read_csv(path)
+def _digest(clips: Clips) -> str:
+    """Other clips, or the same of another size: another digest."""
+    return hashlib.sha256(" ".join(pipeline.ends(clip) for part in clips for clip in part).encode()).hexdigest()[:16]
+
+
+def _claim(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Note what the folder holds; with ``resume``, refuse one that holds something else."""
+    parts = [RAFT.from_pretrained("small"), *(SSN.from_pretrained(name) for name in (OF_FLOW, OF_IMAGES))]
+    settings = {**settings, "networks": [pipeline.fingerprint(part) for part in parts]}
+    note = folder / "comparison.json"
+    if resume and note.exists() and not note_says(note, settings):
+        raise ValueError(f"{folder} holds another comparison: remove it or choose another folder")
+    write_note(note, settings)
 
 
 def _pre_generated(clips: Sequence[Clip], kept: Path, polished: bool, n_iters: int, n_spixels: int, device: str,
                    progress: bool) -> list[Clip]:
     """Clips with flow and superpixels of a cache: those of the other arms, or ``polished`` as commands make them."""
-    raft = RAFT.from_pretrained("small", device)
-    ssn = SSN.from_pretrained("scenes" if polished else "composite-davis2016", device)
+    raft, ssn = RAFT.from_pretrained("small", device), SSN.from_pretrained(OF_IMAGES if polished else OF_FLOW, device)
     clips = pipeline.precompute_flow(clips, raft, kept / "flow", 12 if polished else n_iters, polished, both_ways=True,
                                      progress=progress)
     return pipeline.precompute_superpixels(clips, ssn, kept / "superpixels", n_spixels, progress=progress)
 
 
-def _straight(network: EndToEnd) -> Callable[[Clip], np.ndarray]:
-    return lambda clip: end_to_end.predict(network, clip)
-
-
-def _from_cache(network: UNet) -> Callable[[Clip], np.ndarray]:
-    """Clip to masks (T, H, W) from one view of each frame, as the other arms have; the last repeats the one before."""
-    def masks(clip: Clip) -> np.ndarray:
-        with torch.no_grad():
-            found = [network(pipeline.clip_input(clip, t, network.config.inputs)[None].to(device_of(network)))[0, 0] > 0
-                     for t in clip.frames_with("flow")]
-        return np.stack([mask.byte().cpu().numpy() for mask in (*found, found[-1])])
-
-    return masks
-
-
 def table(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """A row per arm of what :func:`compare` returned.
 
-    The clips are what a score should hold for beyond these: intervals are Student's over clips, each clip's score the
-    mean over the seeds. ``gain`` is the difference from the first arm on the same clips, whose interval is narrower
-    than that of the scores, for all arms find the same clips hard.
+    A score should hold for other clips and other seeds than these: half intervals are Student's, with the variances
+    between clips and between seeds added and Welch's degrees of freedom. ``gain`` is the difference from the first arm
+    on the same clips and seeds, whose interval is narrower than that of the scores, for all arms find the same clips
+    hard.
 
     Returns:
-        Columns J, its half interval "+-", "between seeds" (standard deviation of the seeds' means), "gain" and its
-        half interval, F, and "seconds" of a training.
+        Columns J, its half interval "+-", "gain" and its half interval, "least gain" and "most gain" of a seed, F, and
+        "seconds" of a training. With a single seed the intervals are over clips alone.
     """
     order = list(dict.fromkeys(rows["arm"]))
-    by_clip = rows.groupby(["arm", "clip"])["j"].mean().unstack("clip")
+    scores = {arm: rows[rows["arm"] == arm].pivot(index="clip", columns="seed", values="j") for arm in order}
+    lines = {}
+    for arm, score in scores.items():
+        gain = score - scores[order[0]]
+        of_seeds = gain.mean()
+        lines[arm] = {"J": score.to_numpy().mean(), "+-": _half_interval(score, confidence),
+                      "gain": gain.to_numpy().mean(), "gain +-": _half_interval(gain, confidence),
+                      "least gain": of_seeds.min(), "most gain": of_seeds.max(),
+                      "F": rows[rows["arm"] == arm]["f"].mean(), "seconds": rows[rows["arm"] == arm]["seconds"].mean()}
+    return pd.DataFrame(lines).T
 
-    def half(values: np.ndarray) -> float:
-        return float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
 
-    columns: Mapping[str, Callable[[str], float]] = {
-        "J": lambda arm: by_clip.loc[arm].mean(),
-        "+-": lambda arm: half(by_clip.loc[arm].to_numpy()),
-        "between seeds": lambda arm: rows[rows["arm"] == arm].groupby("seed")["j"].mean().std(),
-        "gain": lambda arm: (by_clip.loc[arm] - by_clip.loc[order[0]]).mean(),
-        "gain +-": lambda arm: half((by_clip.loc[arm] - by_clip.loc[order[0]]).to_numpy()),
-        "F": lambda arm: rows[rows["arm"] == arm]["f"].mean(),
-        "seconds": lambda arm: rows[rows["arm"] == arm]["seconds"].mean(),
-    }
-    return pd.DataFrame({name: [of(arm) for arm in order] for name, of in columns.items()}, index=order)
+def _half_interval(values: pd.DataFrame, confidence: float) -> float:
+    """Of the mean of values (clips, seeds). What clip and seed make together counts twice: rather too wide than not."""
+    means = [values.mean(axis=axis).to_numpy() for axis in (1, 0)]            # of clips, of seeds
+    parts = [(each.var(ddof=1) / len(each), len(each) - 1) for each in means if len(each) > 1]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return 0.0
+    freedom = variance ** 2 / sum(part ** 2 / degrees for part, degrees in parts)
+    return float(stats.t.ppf(0.5 + confidence / 2, freedom) * variance ** 0.5)

@@ -46,9 +46,9 @@ WEIGHTS = Weights()
 class Triples:
     """Batches of three neighbouring frames and the labels of the one in the middle, in random order.
 
-    Every triple is cut and mirrored at random. What the head is to see of looks is disguised, and withheld where the
-    recipe of the U-Net would withhold it (:class:`diffslic.recipes.unet.Samples`): as a matrix, for the channels
-    are not there yet.
+    Every triple is cut and mirrored at random. What the head is to see is changed as the recipe of the U-Net changes it
+    (:class:`diffslic.recipes.unet.Samples`), by the same draws: the image in other colours, the flow stronger or
+    weaker, looks disguised or withheld; all but the first as a matrix, for the channels are not there yet.
 
     Args:
         clips: with frames and labels, three frames at least.
@@ -65,11 +65,12 @@ class Triples:
         if not self.frames:
             raise ValueError(f"training needs a clip of three frames, the longest has {max(map(len, clips))}")
         clips, pixels = list(clips), max(clip.size[0] * clip.size[1] for clip in clips)
-        self._read = lru_cache(MEMORY // (3 * pixels))(lambda i, t: (clips[i].frame(t) * 255).round().byte())
-        self._labels = lru_cache(MEMORY // pixels)(lambda i, t: clips[i].labels(t).byte())
+        frames = MEMORY // (4 * pixels)  # that fit, with their labels
+        self._read = lru_cache(frames)(lambda i, t: (clips[i].frame(t) * 255).round().byte())
+        self._labels = lru_cache(frames)(lambda i, t: clips[i].labels(t).byte())
 
     def __call__(self, number: int) -> dict[str, Tensor]:
-        """Batch ``number``: before, frame, after (B, 3, h, w), labels (B, h, w) int64, mixing (B, C, C)."""
+        """Batch ``number``: before, frame, after, shown (B, 3, h, w), labels (B, h, w) int64, mixing (B, C, C)."""
         samples = [self._sample(number * self.batch_size + item) for item in range(self.batch_size)]
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
@@ -81,24 +82,27 @@ class Triples:
         labels = self._labels(i, t)
         window = augment.crop_window(tuple(labels.shape), CROP, rng)
         mirror = rng.random() < 0.5, False  # gravity: nothing is ever seen upside down
-        before, frame, after = (augment.flip_image(self._read(i, t + step)[:, *window].float() / 255, *mirror)
-                                for step in (-1, 0, 1))
-        return {"before": before, "frame": frame, "after": after, "mixing": self._mixing(rng),
+        before, frame, after = (self._read(i, t + step)[:, *window].float() / 255 for step in (-1, 0, 1))
+        shown, mixing = self._seen_by_the_head(frame, rng)
+        images = {"before": before, "frame": frame, "after": after, "shown": shown}
+        return {**{name: augment.flip_image(image, *mirror) for name, image in images.items()}, "mixing": mixing,
                 "labels": augment.flip_image(labels[window], *mirror).long()}
 
-    def _mixing(self, rng: np.random.Generator) -> Tensor:
-        """(C, C): the flow gets another strength, looks are disguised; or the flow is shown alone."""
-        withheld = "flow" in self.inputs and rng.random() < WITHHELD
-        parts = {name: augment.disguise(torch.eye(count), rng) for name, count in self.inputs.items()}
-        if withheld:
-            parts = {name: torch.zeros_like(part) for name, part in parts.items()}
-        if "flow" in parts:
-            parts["flow"] = float(rng.uniform(0.7, 1.4)) * torch.eye(self.inputs["flow"])
-        return torch.block_diag(*parts.values())
+    def _seen_by_the_head(self, frame: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """The image (3, h, w) in other colours, and the matrix (C, C) that changes the channels."""
+        shown, parts = frame, {}
+        for name, count in self.inputs.items():
+            if name == "image":
+                shown = augment.jitter_colors(frame[None], rng)[0]
+            parts[name] = (float(rng.uniform(0.7, 1.4)) * torch.eye(count) if name == "flow"
+                           else augment.disguise(torch.eye(count), rng))
+        if "flow" in parts and rng.random() < WITHHELD:
+            parts = {name: part if name == "flow" else torch.zeros_like(part) for name, part in parts.items()}
+        return shown, torch.block_diag(*parts.values())
 
 
 def network(head: str = "unet", *, raft: str | Path = "small", ssn: str | Path = "composite-davis2016",
-            inputs: Sequence[str] = pipeline.INPUTS, widths: Sequence[int] = (16, 32, 64, 128, 128),
+            inputs: Sequence[str] | None = None, widths: Sequence[int] = (16, 32, 64, 128, 128),
             residual: bool = False, start: str | Path | None = None, n_iters: int = 12,
             n_spixels: int = pipeline.N_SPIXELS, recompute: bool = False) -> EndToEnd:
     """The network before it is trained.
@@ -106,37 +110,33 @@ def network(head: str = "unet", *, raft: str | Path = "small", ssn: str | Path =
     Args:
         head: "unet", or "transformer" over superpixels.
         raft, ssn: weights of the parts to start from, by name or file; the SSN is a composite.
-        inputs: of the head, any of ``pipeline.INPUTS``. widths, residual: of a new U-Net.
+        inputs: of the head, any of ``pipeline.INPUTS``; None: those of ``start``, or all. widths, residual: of a new
+            U-Net.
         start: weights of a U-Net to start from, whose inputs and shape count then.
         n_iters, n_spixels: see :class:`diffslic.pipeline.EndToEnd`. recompute: activations, in less memory.
     """
     if head not in pipeline.HEADS:
         raise ValueError(f"the head is one of {', '.join(pipeline.HEADS)}, got {head!r}")
-    superpixels = SSN.from_pretrained(ssn)
+    if start is not None and head != "unet":
+        raise ValueError("weights to start from are those of a U-Net; a transformer starts from nothing")
+    superpixels, inputs = SSN.from_pretrained(ssn), check_inputs(inputs, start)
+    channels = sum(pipeline.channel_counts(superpixels)[name] for name in inputs)
     if start is not None:
-        if head != "unet":
-            raise ValueError("weights to start from are those of a U-Net; a transformer starts from nothing")
         chosen: UNet | SuperpixelTransformer = UNet.from_pretrained(start).train()
+        if chosen.config.inputs != inputs:
+            raise ValueError(f"{start} reads {', '.join(chosen.config.inputs)}: that cannot become {', '.join(inputs)}")
+    elif head == "unet":
+        chosen = UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=inputs))
     else:
-        inputs = check_inputs(inputs, None)
-        channels = sum(_channels(superpixels)[name] for name in inputs)
-        chosen = (UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=inputs))
-                  if head == "unet" else
-                  SuperpixelTransformer(SuperpixelTransformerConfig(channels, inputs=inputs)))
+        chosen = SuperpixelTransformer(SuperpixelTransformerConfig(channels, inputs=inputs))
     return EndToEnd(RAFT.from_pretrained(raft), superpixels, chosen, n_iters, n_spixels, not recompute)
-
-
-def _channels(ssn: SSN) -> dict[str, int]:
-    learned = ssn.config.out_channels if ssn.net is not None else 0
-    return {"flow": 4, "superpixels": learned + 3, "image": 3}
 
 
 def losses(seen: Prediction, batch: training.Batch, weights: Weights) -> Tensor:
     """One value per frame (B,): of the mask, of the superpixels and of the flow."""
     labels = batch["labels"]
-    moving = ((labels > 0) & (labels != VOID)).long()
-    value = (bce_dice(seen.logits, labels, VOID)
-             + weights.reconstruction * label_reconstruction(seen.superpixels, moving)
+    reconstruction = label_reconstruction(seen.superpixels, (labels > 0).long(), known=labels != VOID)
+    value = (bce_dice(seen.logits, labels, VOID) + weights.reconstruction * reconstruction
              + weights.compactness * compactness(seen.superpixels))
     if weights.photometric:
         ahead, back = seen.flow.split(2, dim=1)
@@ -165,21 +165,25 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     unknown = [name for name in frozen if name not in PARTS]
     if unknown or set(frozen) == set(PARTS):
         raise ValueError(f"some of {', '.join(PARTS)} may be frozen, not all of them; got {', '.join(frozen)}")
+    if not all(0 <= weight < float("inf") for weight in weights):
+        raise ValueError(f"weights of losses must be finite and not negative, got {weights}")
     torch.manual_seed(seed)
     model = network(**(shape or {})).train()
-    channels = _channels(model.superpixels)
+    channels = pipeline.channel_counts(model.superpixels)
     triples = Triples(clips, {name: channels[name] for name in model.head.config.inputs}, batch_size, seed)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
     first = min(joins[name] for name in PARTS if name not in frozen)  # something learns from the first step on
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
-        return losses(network(batch["before"], batch["frame"], batch["after"], batch["mixing"]), batch, weights)
+        seen = network(batch["before"], batch["frame"], batch["after"], batch["mixing"], batch["shown"])
+        return losses(seen, batch, weights)
 
     def unfreeze(step: int) -> None:
         model.learn([name for name in PARTS if name not in frozen and step >= max(0, joins[name] - first) * steps])
 
     settings = {"frozen": list(frozen), "weights": weights._asdict(), "joins": dict(joins), "batch_size": batch_size,
-                "shape": {name: str(value) for name, value in (shape or {}).items()}, "seed": seed,
+                "shape": {name: str(value) for name, value in (shape or {}).items() if name != "recompute"},
+                "seed": seed,
                 "clips": [clip.name for clip in clips]}
     fit = training.fit(model, training.Batches(triples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, rates=RATES,

@@ -51,12 +51,14 @@ class Samples:
         inputs: see ``pipeline.INPUTS``.
         batch_size: crops per batch.
         seed: of everything random.
+        crop: rows and columns; smaller frames are taken whole.
     """
 
-    def __init__(self, clips: Sequence[Clip], inputs: Sequence[str], batch_size: int, seed: int) -> None:
+    def __init__(self, clips: Sequence[Clip], inputs: Sequence[str], batch_size: int, seed: int,
+                 crop: tuple[int, int] = CROP) -> None:
         if not clips or batch_size < 1:
             raise ValueError(f"training needs a clip and a batch_size from 1, got {len(clips)} clips and {batch_size}")
-        self.inputs, self.batch_size, self.seed = tuple(inputs), batch_size, seed
+        self.inputs, self.batch_size, self.seed, self.crop = tuple(inputs), batch_size, seed, crop
         kind = "flow" if "flow" in inputs else "frame"
         self.frames = [(i, t) for i, clip in enumerate(clips) for t in clip.frames_with(kind)]
         clips, pixels = list(clips), max(clip.size[0] * clip.size[1] for clip in clips)
@@ -73,7 +75,7 @@ class Samples:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.frames))
         frame = self._read(*self.frames[order[place]])
         rng = np.random.default_rng([self.seed, epoch, place])
-        window = augment.crop_window(tuple(frame.mask.shape), CROP, rng)
+        window = augment.crop_window(tuple(frame.mask.shape), self.crop, rng)
         mirror = rng.random() < 0.5, False  # gravity: nothing is ever seen upside down
         make = {"flow": self._flow, "superpixels": self._superpixels, "image": self._image, "position": self._position}
         parts = {name: make[name](frame, window, mirror, rng) for name in self.inputs}
@@ -116,9 +118,9 @@ def _read_frame(clip: Clip, t: int, inputs: Sequence[str]) -> _Frame:
 def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *,
           inputs: Sequence[str] | None = None, steps: int = 1500, batch_size: int = 4, learning_rate: float = 1e-3,
           widths: Sequence[int] = (16, 32, 64, 128, 128), residual: bool = False, start: str | Path | None = None,
-          validate_every: int = 500, seed: int = 3, device: str = "auto", devices: int = 1,
-          precision: str = "32-true", workers: int = 1, resume: bool = True, loggers: Sequence[Any] = (),
-          command: str = "", progress: bool = True) -> training.FitResult:
+          crop: tuple[int, int] = CROP, validate_every: int = 500, seed: int = 3, device: str = "auto",
+          devices: int = 1, precision: str = "32-true", workers: int = 1, resume: bool = True,
+          loggers: Sequence[Any] = (), command: str = "", progress: bool = True) -> training.FitResult:
     """Train a U-Net on clips; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
 
     Args:
@@ -126,6 +128,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         inputs: any of ``pipeline.INPUTS``, in order; None: those of ``start``, or all.
         widths, residual: the shape of the network.
         start: weights to start from (their shape counts then), or None; ``inputs`` may go on after theirs.
+        crop: see :class:`Samples`.
         command: what the card says makes these weights again.
     """
     check_apart(clips, validation)
@@ -136,20 +139,20 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         model = UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=inputs))
     else:
         model = UNet.from_pretrained(start).widened(channels, inputs).train()
-    samples = Samples(clips, inputs, batch_size, seed)
+    samples = Samples(clips, inputs, batch_size, seed, crop)
     schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return bce_dice(network(batch["input"]), batch["labels"], VOID)
 
     settings = {"inputs": list(inputs), "batch_size": batch_size, "widths": list(widths), "residual": residual,
-                "start": str(start), "seed": seed, "clips": [clip.name for clip in clips]}
+                "start": str(start), "seed": seed, "crop": list(crop), "clips": [clip.name for clip in clips]}
     fit = training.fit(model, training.Batches(samples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, device=device, devices=devices,
                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"U-Net on {', '.join(inputs)}", **CARD,
                data=f"{len(clips)} clips ({clips[0].name} ...), {len(samples.frames)} frames, crops of "
-                    f"{CROP[0]}x{CROP[1]}, {batch_size} a step",
+                    f"{crop[0]}x{crop[1]}, {batch_size} a step",
                validation=f"{len(validation)} other clips ({validation[0].name} ...), DAVIS 2016 protocol",
                command=command or f"diffslic.recipes.unet.train({str(out_dir)!r}, ..., steps={steps})")
     return fit

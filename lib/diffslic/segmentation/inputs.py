@@ -9,9 +9,6 @@ from diffslic.segmentation.parametric import camera_motion
 def flow_channels(flow: Tensor, least: float = 1.0) -> Tensor:
     """The residual to the dominant quadratic motion shows what moves by itself; the whole flow tells near from far.
 
-    Gradients reach the flow as if the camera's motion and the strength were given: both are found by many pixels, and
-    hardly depend on one.
-
     Args:
         flow: (2, H, W) in pixels, finite.
         least: pixels, see :func:`of_like_strength`.
@@ -19,7 +16,7 @@ def flow_channels(flow: Tensor, least: float = 1.0) -> Tensor:
     Returns:
         (4, H, W): residual u, v, then flow u, v, each pair of like strength.
     """
-    residual = flow - camera_motion(flow[None].detach())[0]
+    residual = flow - camera_motion(flow[None])[0]
     return torch.cat([of_like_strength(field, least) for field in (residual, flow)])
 
 
@@ -28,4 +25,4 @@ def of_like_strength(field: Tensor, least: float = 1.0) -> Tensor:
 
     Below ``least`` pixels it is divided by that, so that noise in a still frame stays small.
     """
-    return field / field.detach().norm(dim=0).flatten()[::7].quantile(0.95).clamp(min=least)
+    return field / field.norm(dim=0).flatten()[::7].quantile(0.95).clamp(min=least)

@@ -115,6 +115,9 @@ def camera_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_
     to the model itself; each time first by the l2 distance, then by Tukey's biweight, which gives pixels that move
     otherwise no weight at all. Compact objects may cover about a quarter of the frame, scattered ones more.
 
+    Gradients pass through the last fit, with its weights as given: what the camera explains of a change of the flow is
+    gone from the residual's gradient too.
+
     Args:
         flow: (B, 2, H, W) in pixels, finite.
         model: "affine" or "quadratic".
@@ -135,7 +138,8 @@ def camera_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_
     theta = few.median(dim=-1).values[:, None, None]                        # (B, 1, 1, 2)
     for name in ("affine", model):
         for distance in ["l2"] * n_iters + ["tukey"] * n_iters:
-            theta = _least_squares(powers, len(EXPONENTS[name]), few, _reweighting(theta, powers, few, distance))
+            weights = _reweighting(theta.detach(), powers, few.detach(), distance)
+            theta = _least_squares(powers, len(EXPONENTS[name]), few, weights)
     return motion_flow(theta.to(flow.dtype), height, width, model)[:, 0]
 
 

@@ -19,7 +19,8 @@ def reconstruct(soft: SoftSLIC, x: Tensor) -> Tensor:
     return soft.unpool(soft.pool(x))
 
 
-def label_reconstruction(soft: SoftSLIC, labels: Tensor, form: str = "probability") -> Tensor:
+def label_reconstruction(soft: SoftSLIC, labels: Tensor, form: str = "probability",
+                         known: Tensor | None = None) -> Tensor:
     """Cross-entropy between labels and their reconstruction (equation 5 with one-hot labels).
 
     Args:
@@ -27,18 +28,24 @@ def label_reconstruction(soft: SoftSLIC, labels: Tensor, form: str = "probabilit
         labels: (B, H, W) int64 segments from 0; the numbers only need to differ between segments of an image.
         form: what the reconstruction R* is taken for: ``"probability"``, the paper's, -log R*[true segment];
             ``"logsoftmax"``, logits of a softmax over the segments, whose loss stays finite in its slope where R* is 0.
+        known: (B, H, W) bool; other pixels count for nothing, whatever their label. None: all.
 
     Returns:
-        (B,) mean over the pixels.
+        (B,) mean over the pixels that are known.
     """
     if form not in ("probability", "logsoftmax"):
         raise ValueError(f"form must be 'probability' or 'logsoftmax', got {form!r}")
     one_hot = _one_hot(soft, labels)
+    if known is not None:
+        one_hot = one_hot * known[:, None]
     seen = reconstruct(soft, one_hot)
     if form == "logsoftmax":
-        return -(seen.log_softmax(1) * one_hot).sum(1).mean((1, 2))
-    share = (seen * one_hot).sum(1) / (seen.sum(1) + SMALLEST_PROBABILITY)
-    return -(share + SMALLEST_PROBABILITY).log().mean((1, 2))
+        loss = -(seen.log_softmax(1) * one_hot).sum(1)
+    else:
+        loss = -((seen * one_hot).sum(1) / (seen.sum(1) + SMALLEST_PROBABILITY) + SMALLEST_PROBABILITY).log()
+    if known is None:
+        return loss.mean((1, 2))
+    return (loss * known).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)
 
 
 def soft_iou(soft: SoftSLIC, labels: Tensor) -> Tensor:
