@@ -1,4 +1,4 @@
-"""Two processes do the work of one in little more than half the time: training steps and precompute, on the CPU.
+"""Two processes share the work of one: training steps and precompute, on two cores of a CPU.
 
 Both work on the same scenes of 240x428 on one thread each: one process computes the flow of all clips and then trains
 the recipe's U-Net on batches of 2 B crops; two share the clips and train on B crops each, under torchrun (Fabric's DDP

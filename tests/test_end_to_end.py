@@ -185,7 +185,7 @@ def test_batch_norms_keep_their_moments(triple):
     assert before and all(torch.equal(value, before[name]) for name, value in net.named_buffers())
 
 
-def test_segment_by_a_network_trained_end_to_end(clip, tmp_path, monkeypatch):
+def test_segment_by_a_network_trained_end_to_end(clip, tmp_path):
     network().save(tmp_path / "net.safetensors")
 
     def result():
@@ -197,5 +197,8 @@ def test_segment_by_a_network_trained_end_to_end(clip, tmp_path, monkeypatch):
         assert np.array_equal(np.stack(list(result().frames(start))), whole[start:])
     with pytest.raises(ValueError, match="end-to-end needs weights, the file of a training"):
         pipeline.segment(clip, method="end-to-end")
-    with pytest.raises(ValueError, match="objects is for the method unet, not for end-to-end"):
+    for options in ({"raft": "x"}, {"ssn": "bsds500"}, {"n_iters": 3}, {"polished": False}, {"window": 3}):
+        with pytest.raises(ValueError, match="has its own flow and superpixels"):
+            pipeline.segment(clip, tmp_path / "net.safetensors", method="end-to-end", **options)
+    with pytest.raises(ValueError, match="finds what moves as one: no objects"):
         pipeline.segment(clip, tmp_path / "net.safetensors", method="end-to-end", objects="graph")

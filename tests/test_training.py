@@ -110,6 +110,15 @@ def test_another_schedule_or_model_does_not_resume(tmp_path):
         run(tmp_path)
 
 
+def test_a_checkpoint_of_an_earlier_version_is_told(tmp_path):
+    run(tmp_path)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del kept["identity"]["number of processes"]
+    torch.save(kept, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="last.ckpt was written by an earlier version"):
+        run(tmp_path)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(ValueError, match=r"the loss became nan at step 1"):
         training.fit(Line(), training.Batches(make), lambda network, batch: network(batch["x"]).sum(1) * float("nan"),

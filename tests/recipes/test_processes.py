@@ -8,6 +8,7 @@ import torch
 
 from diffslic import datasets, pipeline
 from diffslic.flow import RAFT
+from diffslic.pipeline import precompute
 from diffslic.recipes import end_to_end, motion, raft, softseg, ssn, unet
 from diffslic.segmentation import MotionNet, MotionNetConfig
 from diffslic.superpixels import SSN, SSNConfig
@@ -33,6 +34,22 @@ SAMPLES = {
     "softseg, slic": lambda batch_size: softseg.Samples(scenes(), "slic", batch_size, seed=2),
     "softseg, pixels": lambda batch_size: softseg.Samples(scenes(), "pixels", batch_size, seed=2),
 }
+
+
+def test_who_waits_for_long_for_another_process_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # but there is no second process
+
+    def stop(seconds):
+        if waited:
+            raise KeyboardInterrupt
+        waited.append(seconds)
+
+    waited = []
+    monkeypatch.setattr(precompute.time, "sleep", stop)
+    monkeypatch.setattr(precompute, "PATIENCE", -1.0)
+    with pytest.warns(UserWarning, match="waiting for .*lab-00001.h5"), pytest.raises(KeyboardInterrupt):
+        pipeline.precompute_flow(scenes(2), RAFT().eval(), tmp_path, n_iters=1, progress=False)
 
 
 @pytest.mark.parametrize("recipe", SAMPLES)

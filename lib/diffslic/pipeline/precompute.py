@@ -7,6 +7,7 @@ limit of its own: torchrun ends all processes when one of them dies.
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, tee
 from pathlib import Path
@@ -24,7 +25,7 @@ from diffslic.pipeline.inputs import N_SPIXELS, Superpixels, find_superpixels
 from diffslic.superpixels import SSN
 from diffslic.training import device_of, own_share, speaks
 
-POLL = 0.2  # seconds between two looks for the file of another process
+POLL, PATIENCE = 0.2, 60.0  # seconds: between two looks for the file of another process; before it is told of
 
 
 def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished: bool = True) -> Iterator[Tensor]:
@@ -155,14 +156,24 @@ def _precompute(clips: Sequence[Clip], folder: Path, accepted: Sequence[Mapping[
                                  **(more(clips[i]) if more else {})}
         configurations = [{**settings, **is_of} for settings in accepted]
         if i in others:
-            while not _is_there(paths[i], configurations, len(clip)):
-                time.sleep(POLL)
+            _wait_for(paths[i], configurations, len(clip))
         elif not _is_there(paths[i], configurations, len(clip)):
             try:
                 datasets.write_clip_cache(paths[i], fields(clip), len(clip), configurations[0])
             except ValueError as error:
                 raise ValueError(f"clip {clip.name!r}: {error}") from error
     return [datasets.cached_clip(clip, path) for clip, path in zip(clips, paths)]
+
+
+def _wait_for(path: Path, configurations: Sequence[Mapping[str, Any]], length: int) -> None:
+    """Until another process has written the file; who waits for long is told what for."""
+    told = time.monotonic()
+    while not _is_there(path, configurations, length):
+        time.sleep(POLL)
+        if time.monotonic() - told > PATIENCE:
+            told = time.monotonic()
+            warnings.warn(f"waiting for {path}, which another process is to write; where none does, RANK and "
+                          "WORLD_SIZE are set without reason, or it sees other frames", stacklevel=2)
 
 
 def _is_there(path: Path, configurations: Sequence[Mapping[str, Any]], length: int) -> bool:

@@ -272,7 +272,7 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         raft, ssn: the same of the flow and, for the U-Net, of the superpixel network.
         rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
         method: "unet" (learned from masks), "em" or "spacetime" (learned from flow alone, see :class:`MotionNet`), or
-            "end-to-end" (see :class:`EndToEnd`, which has its own ``n_iters`` and leaves flow as RAFT finds it).
+            "end-to-end" (see :class:`EndToEnd`, which has its own flow, as RAFT finds it, and superpixels).
         n_iters, polished: see :func:`video_flow`. window: see :meth:`MotionNet.segment`.
         objects: of the U-Net: part what moves into at most 20 objects that keep their names, by "graph" (see
             :func:`diffslic.segmentation.proposals`) or by a network of several masks (a shipped name or a file).
@@ -291,8 +291,17 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         raise ValueError(f"the method is one of {', '.join(METHODS)}, got {method!r}")
     if rows < 8 or n_iters < 1:
         raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
+    if method == "end-to-end" and (raft, ssn, n_iters, polished, window) != ("small", "scenes", 12, True, None):
+        raise ValueError("a network trained end to end has its own flow and superpixels: give no raft, ssn, n_iters, "
+                         "polish or window")
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
     check_length(clip)
+    if method == "end-to-end":
+        if given is not None or objects is not None or weights is None:
+            raise ValueError("end-to-end needs weights, the file of a training, and finds what moves as one: no "
+                             "objects")
+        net = EndToEnd.from_pretrained(weights, device)
+        return EndToEndSegmentation(clip, net.flow, rows, net.n_iters, False, net)
     flow = RAFT.from_pretrained(raft, device)
     if given is not None:
         if method != "unet" or objects or weights or window:
@@ -313,12 +322,7 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
             check_masks(instances, objects, several=True)
         return ObjectSegmentation(*parts, instances)
     if objects is not None:
-        raise ValueError(f"objects is for the method unet, not for {method}")
-    if method == "end-to-end":
-        if weights is None or window is not None:
-            raise ValueError("end-to-end needs weights, the file of a training, and no window")
-        net = EndToEnd.from_pretrained(weights, device)
-        return EndToEndSegmentation(clip, net.flow, rows, net.n_iters, False, net)
+        raise ValueError(f"{method} numbers its own layers: objects is for the method unet")
     if window is not None and window != -1 and window < 1:
         raise ValueError(f"a window has at least one frame, or is -1 for the whole clip, got {window}")
     if window is not None and method == "em":

@@ -73,7 +73,10 @@ def normal_equations(powers: Tensor, count: int, flow: Tensor, weights: Tensor) 
 
 
 def solve(normal: Tensor, moments: Tensor) -> Tensor:
-    """Solutions (..., 2, M) of symmetric equations (..., K, M, M) and right sides (..., 2, M), by Cholesky."""
+    """Solutions (..., 2, M) of symmetric equations (..., K, M, M) and right sides (..., 2, M), by Cholesky.
+
+    NaN where the equations are not finite, or not positive definite after all.
+    """
     # A touch of ridge, relative to the block and far below the noise of any flow, and an absolute one in case a layer
     # is empty: every block stays positive definite, and what the pixels leave undetermined becomes zero.
     ridge = 1e-10 * normal.diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-9

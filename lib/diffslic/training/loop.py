@@ -276,6 +276,8 @@ def _read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] 
         kept = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here: unpickling, zip and end-of-file errors
         raise ValueError(f"{path} is not a whole checkpoint: {str(error).splitlines()[0]}") from error
+    if "number of processes" not in kept["identity"]:
+        raise ValueError(f"{path} was written by an earlier version; remove it or choose another folder")
     if kept["identity"] != identity:
         other = [key for key in {**kept["identity"], **identity} if kept["identity"].get(key) != identity.get(key)]
         raise ValueError(f"{path} belongs to a run with another {', '.join(other)}; remove it or choose another folder")
