@@ -9,10 +9,12 @@ from diffslic import depth, geometry, pipeline
 from diffslic.datasets import scenes
 from diffslic.flow import RAFT, RAFTConfig
 from diffslic.flow.correlation import RowBlocks
+from diffslic.pipeline import EndToEnd
 from diffslic.segmentation import (
     MotionNet,
     UNet,
     UNetConfig,
+    bce_dice,
     coherence,
     coherence_loss,
     soft_masks,
@@ -70,6 +72,26 @@ def test_raft(device):
         ours = net(*images, n_iters=4)
         theirs = net.to(device)(*images.to(device), n_iters=4).cpu()
     assert (ours - theirs).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_end_to_end(device, keep):
+    """Gradients of all parts, activations kept or computed once more."""
+    clip = scenes.clips("lab", n_clips=1, n_frames=3, size=SIZE)[0]
+    ssn = SSN(SSNConfig(width=4, extra_channels=4, extra_width=4, n_iters=3))
+    net = EndToEnd(RAFT(), ssn, UNet(UNetConfig(25, widths=(4, 8), inputs=pipeline.INPUTS)), 2, 40, keep).train()
+    found = []
+    for where in ("cpu", device):
+        net.to(where).zero_grad()
+        seen = net(*(clip.frame(t)[None].to(where) for t in range(3)))
+        labels = (clip.labels(1)[None] > 0).long().to(where)
+        value = (bce_dice(seen.logits, labels) + label_reconstruction(seen.superpixels, labels)).sum()
+        value.backward()
+        norms = {part: torch.stack([x.grad.norm() for x in net.get_submodule(part).parameters()
+                                    if x.grad is not None]).norm().item() for part in pipeline.PARTS}
+        found.append((value.item(), seen.flow.detach().cpu(), norms))
+    assert abs(found[0][0] - found[1][0]) < 0.01 and (found[0][1] - found[1][1]).abs().max() < 0.05
+    assert all(0.9 < found[1][2][part] / norm < 1.1 for part, norm in found[0][2].items())
 
 
 def test_masks(device):

@@ -13,13 +13,14 @@ import torch
 from diffslic import cli, datasets, gate, pipeline
 from diffslic.datasets import io, layouts
 from diffslic.flow import RAFT
-from diffslic.recipes import instances, motion, raft, softseg, ssn, unet
+from diffslic.pipeline import EndToEnd
+from diffslic.recipes import end_to_end, instances, motion, raft, softseg, ssn, unet
 from diffslic.segmentation import MotionNet, MotionNetConfig, UNet, UNetConfig
 from diffslic.softseg import EmbeddingConfig, EmbeddingNet
 from diffslic.superpixels import SSN, SSNConfig
 
 SIZE = (64, 96)
-NETWORKS = {"RAFT", "SSN", "SpixelFCN", "UNet", "MotionNet", "EmbeddingNet", "load_superpixels", "segment",
+NETWORKS = {"EndToEnd", "RAFT", "SSN", "SpixelFCN", "UNet", "MotionNet", "EmbeddingNet", "load_superpixels", "segment",
             "segment_clips"}
 
 
@@ -43,6 +44,10 @@ def place(tmp_path_factory):
     RAFT().save(folder / "raft.safetensors")
     SSN(SSNConfig(width=4)).save(folder / "ssn.safetensors")
     UNet(UNetConfig(25, widths=(4, 8), inputs=pipeline.INPUTS)).save(folder / "unet.safetensors")
+    composite = SSN(SSNConfig(width=4, extra_channels=4, extra_width=4))
+    composite.save(folder / "composite.safetensors")
+    EndToEnd(RAFT(), composite, UNet(UNetConfig(25, widths=(4, 8), inputs=pipeline.INPUTS)), 2, 24).save(
+        folder / "together.safetensors")
     MotionNet(MotionNetConfig(window=1, size=(24, 32), widths=(8, 8), n_layers=3)).save(folder / "em.safetensors")
     EmbeddingNet(EmbeddingConfig(widths=(4, 8, 8))).save(folder / "softseg.safetensors")
     return folder
@@ -53,6 +58,7 @@ COMMANDS = {
     "segment": "segment PLACE/frames --out OUT --weights PLACE/unet --raft PLACE/raft --ssn PLACE/ssn --no-overlay",
     "objects": "segment PLACE/frames --out OUT --weights PLACE/unet --raft PLACE/raft --ssn PLACE/ssn --objects",
     "layers": "segment PLACE/frames --out OUT --method em --weights PLACE/em --raft PLACE/raft --no-overlay",
+    "end to end": "segment PLACE/frames --out OUT --method end-to-end --weights PLACE/together --no-overlay",
     "superpixels": "superpixels PLACE/frames/0.png --out OUT --weights PLACE/ssn --n-spixels 24",
     "flow": "flow PLACE/frames --out OUT --weights PLACE/raft --iters 2 --both-ways",
     "depth": "depth PLACE/tartan --out OUT --offsets=-1,1 --weights PLACE/raft --iters 2 --superpixels --ssn PLACE/ssn",
@@ -81,7 +87,7 @@ def test_a_command_finds_on_the_device_what_it_finds_on_the_cpu(run, device, pla
     found = []
     for number, where in enumerate(("cpu", device)):
         out = tmp_path / str(number)
-        words = [f"{word}.safetensors" if re.fullmatch("PLACE/(raft|ssn|unet|em|softseg)", word) else word
+        words = [f"{word}.safetensors" if re.fullmatch("PLACE/(raft|ssn|unet|em|softseg|together)", word) else word
                  for word in COMMANDS[name].split()]
         words = [word.replace("PLACE", str(place)).replace("OUT", str(out)) for word in words]
         found.append(numbers_of(run(*words, "--device", where)))
@@ -105,6 +111,15 @@ def unet_of(place, clips, out, **how):
     return unet.train(out, clips[:2], clips[2:], widths=(4, 8), batch_size=2, **how)
 
 
+def end_to_end_of(head):
+    def train(place, clips, out, **how):
+        shape = {"head": head, "raft": place / "raft.safetensors", "ssn": place / "composite.safetensors",
+                 "widths": (4, 8), "n_iters": 2, "n_spixels": 24, "recompute": True}
+        return end_to_end.train(out, clips[:2], clips[2:], shape=shape, batch_size=2, joins={"head": 0.0,
+                                "superpixels": 0.0, "flow": 0.5}, **how)
+    return train
+
+
 def instances_of(place, clips, out, **how):
     known = unet.train(out / "start", clips[:2], clips[2:], inputs=["flow"], widths=(4, 8), **{**how, "steps": 1})
     return instances.train(out, clips[:2], clips[2:], start=known.weights, n_bodies=3, batch_size=2, **how)
@@ -121,7 +136,8 @@ RECIPES = {
                                                             start=place / "ssn.safetensors", batch_size=1, **how),
     "raft": lambda place, clips, out, **how: raft.train(out, start=place / "raft.safetensors", clips=clips[:2],
                                                         validation=clips[2:], batch_size=1, n_iters=2, **how),
-    "unet": unet_of, "instances": instances_of, "em": motion_of(1), "spacetime": motion_of(3),
+    "unet": unet_of, "end to end": end_to_end_of("unet"), "transformer": end_to_end_of("transformer"),
+    "instances": instances_of, "em": motion_of(1), "spacetime": motion_of(3),
     "softseg": lambda place, clips, out, **how: softseg.train(out, clips[:2], clips[2:], widths=(4, 8, 8), **how),
 }
 

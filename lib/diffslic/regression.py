@@ -78,7 +78,8 @@ def run(device: str, profile: str, out_dir: str | Path, *, only: Iterable[str] =
     """Everything that a device is judged by; a step that fails does not keep the next from running.
 
     Tests marked ``gpu`` hold the device and the CPU to the same results (the variable ``DIFFSLIC_TEST_DEVICE`` names
-    it to them); notebooks are compared with the device's baselines; ``benchmarks/gpu.py`` measures, small on a CPU.
+    it to them); notebooks are compared with the device's baselines; ``benchmarks/gpu.py`` measures speed and
+    ``benchmarks/end_to_end_memory.py`` the memory of training end to end, both small on a CPU.
 
     Args:
         out_dir: gets the notebooks' files, the logs, ``report.csv``, ``report.xml`` and the page, which is written
@@ -97,20 +98,22 @@ def run(device: str, profile: str, out_dir: str | Path, *, only: Iterable[str] =
     paths = gate.find_notebooks(only, folder)
     for path in paths:
         gate.check_parameters(path, [*parameters, "out_dir"])
-    tests, measured = out / "tests.xml", out / "benchmark.json"
+    tests, speed, memory = out / "tests.xml", out / "speed.json", out / "memory.json"
     small = [] if device.startswith("cuda") else ["--small"]
     commands = {"tests": ["-m", "pytest", "-m", "gpu", f"--junitxml={tests}", str(ROOT / "tests")],
-                "benchmark": [str(ROOT / "benchmarks/gpu.py"), "--device", device, "--json", str(measured), *small]}
+                "speed": [str(ROOT / "benchmarks/gpu.py"), "--device", device, "--json", str(speed), *small],
+                "memory": [str(ROOT / "benchmarks/end_to_end_memory.py"), "--device", device, "--json", str(memory),
+                           *small]}
     typed = f"diffslic notebooks --device {device} --profile {profile} --keep-going"
     out.mkdir(parents=True, exist_ok=True)
-    for stale in (tests, measured):
+    for stale in (tests, speed, memory):
         stale.unlink(missing_ok=True)
     steps: list[Step] = []
     outcomes: list[Outcome] = []
 
     def write() -> Path:
         return summary.write(out, device, profile, hardware.describe(device), steps, outcomes,
-                             test_cases(tests), _measured(measured))
+                             test_cases(tests), {"Speed": _measured(speed), "Memory": _measured(memory)})
 
     def call(name: str) -> None:
         if progress:
@@ -128,7 +131,8 @@ def run(device: str, profile: str, out_dir: str | Path, *, only: Iterable[str] =
     bad = [outcome.notebook for outcome in outcomes if not outcome.passed]
     steps.append(Step("notebooks", typed, f"failed: {', '.join(bad)}" if bad else "", time.monotonic() - start))
     write_reports(outcomes, out)
-    call("benchmark")
+    call("speed")
+    call("memory")
     return write(), not any(step.error for step in steps)
 
 

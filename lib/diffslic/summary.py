@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 def write(folder: Path, device: str, profile: str, hardware: Mapping[str, str], steps: Sequence[Step],
-          outcomes: Sequence[Outcome], tests: Mapping[str, str], measured: Mapping[str, Any]) -> Path:
+          outcomes: Sequence[Outcome], tests: Mapping[str, str], measured: Mapping[str, Mapping[str, Any]]) -> Path:
     """Write ``index.html`` into the folder of a run, readable offline, with links to the files beside it.
 
     Args:
@@ -38,13 +38,13 @@ def write(folder: Path, device: str, profile: str, hardware: Mapping[str, str], 
         steps: those that have ended.
         outcomes: of the notebooks.
         tests: each with what went wrong, see :func:`diffslic.regression.test_cases`.
-        measured: what ``benchmarks/gpu.py --json`` wrote, or nothing: ``notes``, and ``rows`` with the same keys each.
+        measured: by headline what a benchmark wrote, or nothing: ``notes``, and ``rows`` with the same keys each.
 
     Returns:
         The page.
     """
     body = [_hardware(device, hardware), _steps(steps), _tests(tests), _notebooks(outcomes, folder),
-            _figures(outcomes), _benchmark(measured)]
+            _figures(outcomes), *(_benchmark(headline, told) for headline, told in measured.items())]
     path = folder / "index.html"
     title = html.escape(f"diffslic on {device}, profile {profile}")
     report.write_text(path, PAGE.format(title=title, body="\n".join(body)))
@@ -88,10 +88,10 @@ def _figures(outcomes: Sequence[Outcome]) -> str:
     return "<h2>Figures</h2>\n" + table(["notebook", *report.Row._fields], rows)
 
 
-def _benchmark(measured: Mapping[str, Any]) -> str:
+def _benchmark(headline: str, measured: Mapping[str, Any]) -> str:
     rows = measured.get("rows", [])
     notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in measured.get("notes", ["nothing was measured"]))
-    return f"<h2>Benchmark</h2>\n{notes}" + table(list(rows[0]) if rows else [], [
+    return f"<h2>{headline}</h2>\n{notes}" + table(list(rows[0]) if rows else [], [
         [value if isinstance(value, str) else _number(value) for value in row.values()] for row in rows])
 
 

@@ -120,7 +120,7 @@ BAD = '<testcase classname="a" name="bad"><failure message="1 is not &lt;2&gt;">
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Tests and benchmark replaced by what they leave; with ``failed`` both end badly."""
+    """Tests and benchmarks replaced by what they leave; with ``failed`` all end badly."""
     failed, called = [], []
 
     def call(name, arguments, log, device):
@@ -128,8 +128,10 @@ def steps(monkeypatch):
         if name == "tests":
             (log.parent / "tests.xml").write_text(JUNIT.format(more=BAD if failed else ""))
         elif not failed:
-            row = {"what": "RAFT", "contestant": "ours & theirs", "milliseconds": 1.25, "memory, MB": None}
-            (log.parent / "benchmark.json").write_text(json.dumps({"notes": ["fastest is ours"], "rows": [row]}))
+            rows = {"speed": {"what": "RAFT", "contestant": "ours & theirs", "milliseconds": 1.25, "memory, MB": None},
+                    "memory": {"precision": "bf16", "memory, GB": 1.5}}
+            (log.parent / f"{name}.json").write_text(json.dumps({"notes": [f"so much for {name}"],
+                                                                 "rows": [rows[name]]}))
         return summary.Step(name, "python ...", "exit status 1, see x.log" if failed else "", 3.0)
 
     monkeypatch.setattr(regression, "_call", call)
@@ -150,12 +152,12 @@ def test_one_page_of_a_run(tmp_path, steps):
     assert not shown.select(".bad")
     text = " ".join(shown.get_text(" ").split())
     for words in ("not made on a GPU", "1 passed, 1 skipped, 0 failed", "no CUDA device", "ours & theirs 1.25 -",
-                  "fastest is ours", "toy j 0.5 - - new"):
+                  "so much for speed", "so much for memory", "bf16 1.5", "toy j 0.5 - - new"):
         assert words in text, words
     links = [link["href"] for link in shown.find_all("a")]
     assert links == ["toy.html", "toy.ipynb"] and all((tmp_path / "runs" / link).exists() for link in links)
-    (_, tests, device), (_, benchmark, _) = steps[1]
-    assert device == "cpu" and ["-m", "gpu"] == tests[2:4] and "--small" in benchmark
+    (_, tests, device), (_, speed, _), (_, memory, _) = steps[1]
+    assert device == "cpu" and ["-m", "gpu"] == tests[2:4] and "--small" in speed and "--small" in memory
 
 
 def test_what_fails_is_on_the_page_and_the_rest_still_runs(tmp_path, steps):
@@ -163,12 +165,12 @@ def test_what_fails_is_on_the_page_and_the_rest_still_runs(tmp_path, steps):
     write(tmp_path / "books", name="sound")
     steps[0].append(True)
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "benchmark.json").write_text('{"rows": [{"what": "of another run"}]}')
+    (tmp_path / "runs" / "speed.json").write_text('{"rows": [{"what": "of another run"}]}')
     path, passed = regression.run("cpu", "smoke", tmp_path / "runs", folder=tmp_path / "books")
     assert not passed
     shown = page(tmp_path / "runs")
     bad = [cell.get_text() for cell in shown.select(".bad")]
-    assert bad == ["FAILED: exit status 1, see x.log", "FAILED: failed: broken",
+    assert bad == ["FAILED: exit status 1, see x.log", "FAILED: failed: broken", "FAILED: exit status 1, see x.log",
                    "FAILED: exit status 1, see x.log", "FAILED: 1 is not <2>", "FAILED: ValueError: a < b"]
     text = shown.get_text(" ")
     assert "of another run" not in text and "nothing was measured" in text and "sound" in text

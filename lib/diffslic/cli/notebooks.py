@@ -104,7 +104,7 @@ def regression(
     only: Annotated[list[str] | None, typer.Option(help="Only this notebook; may be repeated.")] = None,
     jobs: Annotated[int, typer.Option(help="Notebooks at a time.")] = 1,
 ) -> None:
-    """Tests, notebooks and benchmark of a device, in turn; one page of them, readable offline.
+    """Tests, notebooks and benchmarks of a device, in turn; one page of them, readable offline.
 
     Exit code 0: all is well; 1: something failed, and the page says what; 2: there is no such device.
 
