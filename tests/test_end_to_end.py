@@ -156,6 +156,11 @@ def test_a_head_of_other_channels_is_refused():
         network(UNet(UNetConfig(12, widths=(4, 8), inputs=INPUTS)))
 
 
+def test_frames_of_different_sizes_are_refused(triple):
+    with pytest.raises(ValueError, match="must be of one size, got .1, 3, 48, 64., .1, 3, 48, 64. and .1, 3, 48, 60."):
+        network()(*triple[:2], triple[2][..., :60])
+
+
 def test_a_black_frame_teaches_no_nonsense(clip, triple):
     """All looks of it are constant, and so is their spread."""
     net = network().train()

@@ -99,7 +99,13 @@ class EndToEnd(nn.Module):
             before, frame, after: (B, 3, H, W) RGB in [0, 1] each, neighbours in time.
             mixing: (B, C, C) for training: what becomes of the head's channels, such as a new order or zeros.
             shown: (B, 3, H, W) for training: ``frame`` as the head is to see it, in other colours; None: as it is.
+
+        Raises:
+            ValueError: images of different sizes, or a frame that is not one in [0, 1].
         """
+        if not before.shape == frame.shape == after.shape:
+            raise ValueError(f"before, frame and after must be of one size, got {tuple(before.shape)}, "
+                             f"{tuple(frame.shape)} and {tuple(after.shape)}")
         flow = self._computed(self.flow_of, before, frame, after)
         superpixels = self._computed(self.superpixels_of, frame, flow)
         channels = self._computed(self.channels, frame, flow, superpixels, shown)
