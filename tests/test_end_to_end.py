@@ -200,10 +200,10 @@ def test_segment_by_a_network_trained_end_to_end(clip, tmp_path):
     assert whole.shape == (4, *SIZE) and whole.max() <= 1
     for start in (1, 2, 3):  # a stopped run goes on with the same masks
         assert np.array_equal(np.stack(list(result().frames(start))), whole[start:])
-    with pytest.raises(ValueError, match="end-to-end needs weights, the file of a training"):
+    with pytest.raises(ValueError, match="end-to-end needs weights: the best.safetensors"):
         pipeline.segment(clip, method="end-to-end")
     for options in ({"raft": "x"}, {"ssn": "bsds500"}, {"n_iters": 3}, {"polished": False}, {"window": 3}):
         with pytest.raises(ValueError, match="has its own flow and superpixels"):
             pipeline.segment(clip, tmp_path / "net.safetensors", method="end-to-end", **options)
-    with pytest.raises(ValueError, match="finds what moves as one: no objects"):
+    with pytest.raises(ValueError, match="finds what moves as one: objects are for"):
         pipeline.segment(clip, tmp_path / "net.safetensors", method="end-to-end", objects="graph")

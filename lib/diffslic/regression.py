@@ -44,8 +44,12 @@ def run_seeds(notebooks: Iterable[Path], seeds: Sequence[int], parameters: Mappi
     paths = list(notebooks)
     for path in paths:
         gate.check_parameters(path, ["seed"])
-    runs = {seed: list(gate.run_notebooks(paths, {**parameters, "seed": seed}, Path(out_dir) / f"seed{seed}",
-                                          **options)) for seed in seeds}
+    runs: dict[int, list[Outcome]] = {}
+    for seed in seeds:
+        runs[seed] = list(gate.run_notebooks(paths, {**parameters, "seed": seed}, Path(out_dir) / f"seed{seed}",
+                                             **options))
+        if not options.get("keep_going") and not all(outcome.passed for outcome in runs[seed]):
+            break  # whatever the other seeds found, there would be no figure over all of them
     for number in range(len(paths)):
         yield over_seeds({seed: outcomes[number] for seed, outcomes in runs.items()})
 

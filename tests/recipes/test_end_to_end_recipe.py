@@ -120,6 +120,14 @@ def test_it_learns(clips, ssn, tmp_path):
     assert masks.shape == (4, *SIZE) and masks.dtype == np.uint8
 
 
+def test_a_default_that_is_named_is_the_same_run(clips, ssn, tmp_path):
+    trained(tmp_path, clips, ssn)
+    again = trained(tmp_path, clips, ssn, shape={**SHAPE, "ssn": ssn, "head": "unet", "recompute": True})
+    assert list(again.history["step"]) == [2, 4]
+    with pytest.raises(ValueError, match="belongs to a run with another shape"):
+        trained(tmp_path, clips, ssn, shape={**SHAPE, "ssn": ssn, "head": "transformer"})
+
+
 def test_the_photometric_loss_tells_there_from_back(clips):
     """Of a picture that moves to the right, the flow ahead points right and the flow back left."""
     picture = torch.rand(1, 3, 20, 30)
@@ -153,9 +161,9 @@ def test_void_teaches_nothing():
 
 
 def test_bad_settings_are_refused(clips, ssn, tmp_path):
-    with pytest.raises(ValueError, match="may be frozen, not all of them; got flow, superpixels, head"):
+    with pytest.raises(ValueError, match="one at least must learn: all are frozen"):
         trained(tmp_path, clips, ssn, frozen=["flow", "superpixels", "head"])
-    with pytest.raises(ValueError, match="may be frozen, .* got raft"):
+    with pytest.raises(ValueError, match="there is no part 'raft' to freeze"):
         trained(tmp_path, clips, ssn, frozen=["raft"])
     with pytest.raises(ValueError, match="a clip of three frames, the longest has 2"):
         end_to_end.Triples([clip.part(0, 2) for clip in clips], COUNTS, 1, 0)
@@ -169,7 +177,7 @@ def test_bad_settings_are_refused(clips, ssn, tmp_path):
         end_to_end.network(start="motion", inputs=["image"])
     with pytest.raises(ValueError, match="flow reads flow: that cannot become flow, image"):
         end_to_end.network(start="flow", inputs=["flow", "image"])
-    with pytest.raises(ValueError, match="weights of losses must be finite and not negative"):
+    with pytest.raises(ValueError, match="finite and not negative, got photometric -1.0"):
         trained(tmp_path, clips, ssn, weights=end_to_end.Weights(photometric=-1.0))
 
 
@@ -250,10 +258,14 @@ def test_commands(ssn, tmp_path, capsys, monkeypatch):
     (["--end-to-end", "--ssn", "scenes"], "must be those of a composite SSN"),
     (["--end-to-end", "--inputs", "flow,depth"], "the input 'depth' is unknown"),
     (["--end-to-end", "--n-iters", "0"], "n_iters and n_spixels must be at least 1, got 0 and 400"),
-    (["--end-to-end", "--photometric", "-1", "--n-clips", "2"], "must be finite and not negative"),
-    (["--end-to-end", "--freeze", "raft", "--n-clips", "2"], "may be frozen"),
+    (["--end-to-end", "--photometric", "-1", "--n-clips", "2"], "must be finite and not negative, got photometric"),
+    (["--dataset", "davis2016", "--end-to-end", "--root", "DAVIS"], "every sixth sequence of the training split"),
+    (["--end-to-end", "--freeze", "raft", "--n-clips", "2"], "there is no part 'raft' to freeze"),
 ])
 def test_bad_commands(arguments, words, tmp_path, capsys):
+    if "DAVIS" in arguments:
+        cli.main(["scenes", str(tmp_path / "d"), "--n-clips", "4", "--n-frames", "3", "--size", "48", "64"])
+        arguments = [*arguments[:-1], str(tmp_path / "d"), "--resolution", "48p"]
     assert cli.main(["train", "unet", "--out", str(tmp_path / "x"), *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

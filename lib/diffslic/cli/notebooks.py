@@ -10,6 +10,8 @@ import typer
 from diffslic import report
 from diffslic.cli.common import Json, app, numbers
 
+PROFILES = ("smoke", "default", "full")
+
 
 def _report_run(outcomes: Sequence[Any], out: Path, pages: Path, note: str, as_json: bool) -> None:
     """The end of ``diffslic notebooks``: the table of figures, what failed, and where to look."""
@@ -64,7 +66,10 @@ def notebooks(
     Baselines of a GPU: diffslic notebooks --device cuda --profile full --seeds 0,1,2 --update-baseline
     """
     from diffslic import gate, regression
+    from diffslic.training import check_device
 
+    check_device(device)
+    report.check_choice("profile", profile, PROFILES)
     values: dict[str, gate.Value] = {"device": device, "profile": profile}
     for pair in p or []:
         name, equals, value = pair.partition("=")
@@ -115,6 +120,7 @@ def regression(
     from diffslic.training import check_device
 
     check_device(device)
+    report.check_choice("profile", profile, PROFILES)
     page, passed = whole.run(device, profile, out or gate.RUNS / "gpu", only=only or (), jobs=jobs,
                              progress=lambda line: print(line, file=sys.stderr, flush=True))
     print(f"{'passed' if passed else 'FAILED'}, see {page}")

@@ -146,6 +146,8 @@ def train_unet(
     n_frames: Annotated[int, typer.Option(help="Frames of each scene.")] = 4, steps: Steps = 1500,
     batch_size: Batch = 4, rate: Rate = 1e-3, seed: Seed = 3, device: Accelerator = "auto", devices: Devices = 1,
     precision: Precision = "32-true", workers: Workers = 1, logger: Logger = None, as_json: Json = False,
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations; a stopped run goes on from the "
+                                                            "last.")] = 500,
     end_to_end: Annotated[bool, typer.Option("--end-to-end", help="Flow and superpixels learn too; nothing is "
                                                                   "kept.")] = False,
     head: Annotated[str | None, typer.Option(help="Of --end-to-end: unet or transformer (over superpixels).",
@@ -182,7 +184,7 @@ def train_unet(
                 "photometric": photometric, "recompute": recompute or None}
     together = {name: value for name, value in together.items() if value is not None}
     how = {"steps": steps, "batch_size": batch_size, "learning_rate": rate, "seed": seed,
-           **_how(device, devices, precision, workers, logger, out, as_json)}
+           "validate_every": validate_every, **_how(device, devices, precision, workers, logger, out, as_json)}
     opened = {"root": root, "resolution": resolution, "n_clips": n_clips, "n_frames": n_frames, "device": where}
     if end_to_end:
         fit = _train_end_to_end(out, {"dataset": dataset, **opened}, {**shape, "residual": residual}, together, **how)
@@ -199,7 +201,7 @@ def _train_end_to_end(out: Path, opened: dict[str, Any], shape: dict[str, Any], 
                       **how: Any) -> Any:
     from diffslic.recipes import end_to_end, unet
 
-    frozen = together.pop("freeze").split(",") if "freeze" in together else []
+    frozen = [name.strip() for name in together.pop("freeze").split(",")] if "freeze" in together else []
     weights = end_to_end.Weights(photometric=together.pop("photometric", 0.0))
     shape = {name: value for name, value in shape.items() if value is not None} | together
     end_to_end.network(**shape)  # what cannot be is refused before anything is drawn

@@ -292,14 +292,15 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if rows < 8 or n_iters < 1:
         raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
     if method == "end-to-end" and (raft, ssn, n_iters, polished, window) != ("small", "scenes", 12, True, None):
-        raise ValueError("a network trained end to end has its own flow and superpixels: give no raft, ssn, n_iters, "
-                         "polish or window")
+        raise ValueError("a network trained end to end has its own flow and superpixels: no other raft, ssn, "
+                         "corrections, polish or window can be given")
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
     check_length(clip)
     if method == "end-to-end":
-        if given is not None or objects is not None or weights is None:
-            raise ValueError("end-to-end needs weights, the file of a training, and finds what moves as one: no "
-                             "objects")
+        if weights is None:
+            raise ValueError("end-to-end needs weights: the best.safetensors of a training")
+        if given is not None or objects is not None:
+            raise ValueError("end-to-end finds what moves as one: objects are for the method unet")
         net = EndToEnd.from_pretrained(weights, device)
         return EndToEndSegmentation(clip, net.flow, rows, net.n_iters, False, net)
     flow = RAFT.from_pretrained(raft, device)

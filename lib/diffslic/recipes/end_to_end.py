@@ -6,6 +6,7 @@ while; then the superpixels join, then the flow.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,11 +163,14 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         command: what the card says makes these weights again.
     """
     check_apart(clips, validation)
-    unknown = [name for name in frozen if name not in PARTS]
-    if unknown or set(frozen) == set(PARTS):
-        raise ValueError(f"some of {', '.join(PARTS)} may be frozen, not all of them; got {', '.join(frozen)}")
-    if not all(0 <= weight < float("inf") for weight in weights):
-        raise ValueError(f"weights of losses must be finite and not negative, got {weights}")
+    for name in frozen:
+        if name not in PARTS:
+            raise ValueError(f"there is no part {name!r} to freeze; parts are {', '.join(PARTS)}")
+    if set(frozen) == set(PARTS):
+        raise ValueError(f"of {', '.join(PARTS)} one at least must learn: all are frozen")
+    for name, weight in weights._asdict().items():
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"the weight of a loss must be finite and not negative, got {name} {weight}")
     torch.manual_seed(seed)
     model = network(**(shape or {})).train()
     channels = pipeline.channel_counts(model.superpixels)
@@ -181,8 +185,10 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     def unfreeze(step: int) -> None:
         model.learn([name for name in PARTS if name not in frozen and step >= max(0, joins[name] - first) * steps])
 
+    asked = signature(network).bind(**(shape or {}))
+    asked.apply_defaults()  # a default that is named is the same run
     settings = {"frozen": list(frozen), "weights": weights._asdict(), "joins": dict(joins), "batch_size": batch_size,
-                "shape": {name: str(value) for name, value in (shape or {}).items() if name != "recompute"},
+                "shape": {name: str(value) for name, value in asked.arguments.items() if name != "recompute"},
                 "seed": seed,
                 "clips": [clip.name for clip in clips]}
     fit = training.fit(model, training.Batches(triples), loss, lambda network: evaluate(network, validation), schedule,
@@ -190,8 +196,8 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                        before_step=unfreeze, device=device, devices=devices, precision=precision, workers=workers,
                        resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"End to end: {', '.join(PARTS[::-1])}", **CARD,
-               data=f"{len(clips)} clips ({clips[0].name} ...), {len(triples.frames)} triples, {batch_size} a step; "
-                    f"{model.n_iters} corrections of the flow, {model.n_spixels} superpixels"
+               data=f"{len(clips)} clips ({clips[0].name} ...), {len(triples.frames)} triples, {batch_size} a step and "
+                    f"process; {model.n_iters} corrections of the flow, {model.n_spixels} superpixels"
                     + (f"; frozen: {', '.join(frozen)}" if frozen else ""),
                validation=f"{len(validation)} other clips ({validation[0].name} ...), DAVIS 2016 protocol",
                command=command or f"diffslic.recipes.end_to_end.train({str(out_dir)!r}, ..., steps={steps})")

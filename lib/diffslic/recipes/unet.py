@@ -242,4 +242,7 @@ def open_clips(dataset: str, *, root: str | Path | None = None, resolution: str 
     if root is None:
         raise ValueError("davis2016 needs root=..., its folder on disk (see data/README.md)")
     sequences = datasets.open("davis2016", root=root, split="dev_train", resolution=resolution)
+    if len(sequences) < 6:
+        raise ValueError(f"{root}: every sixth sequence of the training split validates, so it needs six at least, "
+                         f"got {len(sequences)}")
     return [clip for i, clip in enumerate(sequences) if i % 6 != 5], sequences[5::6]

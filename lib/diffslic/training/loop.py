@@ -174,7 +174,9 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
             continue
         figures = {"loss": sum(running) / len(running), "rate": schedule.rate(state["step"] - 1)}
         if fabric.is_global_zero:
+            bar.set_description(f"validating {out_dir.name}")
             figures |= _validate(model, validate)
+            bar.set_description(f"training {out_dir.name}")
         random = random_states(fabric)  # here the others wait for the first
         if fabric.is_global_zero:
             state["seconds"] = before + time.perf_counter() - started
