@@ -67,6 +67,7 @@ def test_seeds_alone_show_the_spread_and_change_no_baseline(tmp_path, command, c
     (["--seeds", "0", "--update-baseline"], "got 0"), (["--seeds", "3"], "two at least, all different, got 3"),
     (["--seeds", "1,2,1", "--update-baseline"], "all different"), (["--seeds", "a,b"], "--seeds must be whole numbers"),
     (["--device", "cuda", "--update-baseline"], "tolerances need 3 seeds at least (--seeds 0,1,2), got none"),
+    (["--device", "cuda:99"], "no device 'cuda:99' here"), (["--profile", "huge"], "profile must be one of 'smoke'"),
     (["--seeds", "0,1,2", "-p", "seed", "3"], "seed is given by --seeds already"),
     (["--seeds", "0,1,2", "-p", "scale", "3", "--update-baseline"], "not with scale set"),
 ])
@@ -175,6 +176,12 @@ def test_what_fails_is_on_the_page_and_the_rest_still_runs(tmp_path, steps):
     text = shown.get_text(" ")
     assert "of another run" not in text and "nothing was measured" in text and "sound" in text
     assert "broken.failed.ipynb" in [link["href"] for link in shown.find_all("a")]
+
+
+def test_after_a_failure_the_other_seeds_are_not_run(tmp_path, command):
+    write(tmp_path / "books", "raise ValueError('no')", parameters=SEEDED)
+    assert main([*command, "--seeds", "0,1,2"]) == 1
+    assert [(tmp_path / "runs" / f"seed{seed}").exists() for seed in range(3)] == [True, False, False]
 
 
 def test_without_the_device_it_is_one_line(tmp_path, capsys):

@@ -68,7 +68,6 @@ def notebooks(
     from diffslic import gate, regression
     from diffslic.training import check_device
 
-    check_device(device)
     report.check_choice("profile", profile, PROFILES)
     values: dict[str, gate.Value] = {"device": device, "profile": profile}
     for pair in p or []:
@@ -80,6 +79,7 @@ def notebooks(
     drawn = numbers(seeds, "--seeds") if seeds else []
     if update_baseline:
         gate.check_baseline_parameters(values, drawn)
+    check_device(device)
     # The bar is for a person: it stays out of a log and away from --json.
     bar = None if as_json else lambda text: (sys.stderr.write(text), sys.stderr.flush())
     how = {"jobs": jobs, "progress": bar, "keep_going": keep_going, "baselines": baselines,
