@@ -5,6 +5,7 @@ two frames, three seeds, bfloat16 products. One of the two pre-generated arms ha
 start, the other what the commands make: 12 corrections, polished, superpixels of colour alone.
 
     python benchmarks/end_to_end.py --out runs/end_to_end
+    python benchmarks/end_to_end.py --rows docs/end_to_end.csv      # the table again of rows that were kept
 """
 
 import argparse
@@ -28,7 +29,12 @@ def main() -> None:
     parser.add_argument("--n-iters", type=int, default=4)
     parser.add_argument("--n-spixels", type=int, default=150)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rows", nargs="*", type=Path, help="do not train: rows.csv of parts of the comparison")
     asked = parser.parse_args()
+    if asked.rows:
+        rows = pd.concat([pd.read_csv(path) for path in asked.rows])
+        print(comparison.markdown(comparison.table(rows)))
+        return
     if asked.device == "cpu":
         torch.set_num_threads(1)
     clips = comparison.scenes(tuple(asked.size), *asked.scenes, device=asked.device)
@@ -37,8 +43,7 @@ def main() -> None:
                               device=asked.device, precision="bf16-mixed")
     asked.out.mkdir(parents=True, exist_ok=True)
     rows.to_csv(asked.out / "rows.csv", index=False)
-    with pd.option_context("display.width", 200, "display.max_columns", 20):
-        print(comparison.table(rows).round(3).to_string())
+    print(comparison.markdown(comparison.table(rows)))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 import json
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from diffslic import cli, datasets, pipeline
+from diffslic import cli, datasets, gate, pipeline
 from diffslic.datasets.clip import VOID
 from diffslic.pipeline import PARTS, EndToEnd
 from diffslic.recipes import augment, comparison, end_to_end, unet
@@ -214,6 +215,16 @@ def test_what_seeds_disagree_about_is_in_the_interval():
     table = comparison.table(score_rows((0.0, 0.1, 0.2)))
     assert table.loc["end to end", "gain +-"] == pytest.approx(4.3027 * 0.1 / 3 ** 0.5, rel=1e-3)
     assert tuple(table.loc["end to end", ["least gain", "most gain"]]) == pytest.approx((0, 0.2))
+
+
+def test_the_table_that_is_told_is_the_one_that_was_measured():
+    """In the page and in the notebook, from the rows that are kept."""
+    rows = pd.read_csv(gate.ROOT / "docs" / "end_to_end.csv")
+    assert list(dict.fromkeys(rows["arm"])) == list(comparison.ARMS) and sorted(rows["seed"].unique()) == [0, 1, 2]
+    told = comparison.markdown(comparison.table(rows))
+    assert told in (gate.ROOT / "docs" / "end_to_end.md").read_text(encoding="utf-8")
+    notebook = nbformat.read(gate.NOTEBOOKS / "motion_segmentation.ipynb", as_version=4)
+    assert any(told in cell.source for cell in notebook.cells)
 
 
 def test_the_comparison_runs_and_goes_on(tmp_path):

@@ -164,6 +164,17 @@ def table(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     return pd.DataFrame(lines).T
 
 
+def markdown(compared: pd.DataFrame) -> str:
+    """What :func:`table` returned, as a page tells it."""
+    lines = ["| what learns, in one graph or after it | J on unseen scenes | gain | gain by seed | F | seconds |",
+             "|---|---|---|---|---|---|"]
+    for number, (arm, row) in enumerate(compared.iterrows()):
+        gain = [f"{row['gain']:+.3f} ± {row['gain +-']:.3f}", f"{row['least gain']:+.3f} to {row['most gain']:+.3f}"]
+        lines.append(" | ".join([f"| {arm}", f"{row['J']:.3f} ± {row['+-']:.3f}", *(gain if number else ["", ""]),
+                                 f"{row['F']:.3f}", f"{row['seconds']:.0f} |"]))
+    return "\n".join(lines)
+
+
 def _half_interval(values: pd.DataFrame, confidence: float) -> float:
     """Of the mean of values (clips, seeds). What clip and seed make together counts twice: rather too wide than not."""
     means = [values.mean(axis=axis).to_numpy() for axis in (1, 0)]            # of clips, of seeds
