@@ -30,9 +30,12 @@ def main() -> None:
     parser.add_argument("--n-spixels", type=int, default=150)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", nargs="*", type=Path, help="do not train: rows.csv of parts of the comparison")
+    parser.add_argument("--over", choices=list(comparison.ARMS), help="of --rows: the arm over which gains are told")
     asked = parser.parse_args()
     if asked.rows:
         rows = pd.concat([pd.read_csv(path) for path in asked.rows])
+        first = rows["arm"] == asked.over
+        rows = pd.concat([rows[first], rows[~first]])
         print(comparison.markdown(comparison.table(rows)))
         return
     if asked.device == "cpu":

@@ -35,6 +35,16 @@ def disguise(values: Tensor, rng: np.random.Generator) -> Tensor:
     return (values * gain)[torch.from_numpy(rng.permutation(len(values))).to(values.device)]
 
 
+def shuffled(position: int, count: int, seed: int) -> tuple[int, np.random.Generator]:
+    """Which of ``count`` samples stands at a position, all in a new order in every epoch, and its own random numbers.
+
+    They depend on nothing else: recipes that ask alike train on the same samples.
+    """
+    epoch, place = divmod(position, count)
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return int(order[place]), np.random.default_rng([seed, epoch, place])
+
+
 def blur(images: Tensor, rng: np.random.Generator) -> Tensor:
     """Half of the time, a Gaussian lens blur of up to 2 pixels, the same for all images (B, 3, H, W)."""
     if rng.random() < 0.5:

@@ -166,7 +166,7 @@ def table(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 def markdown(compared: pd.DataFrame) -> str:
     """What :func:`table` returned, as a page tells it."""
-    lines = ["| what learns, in one graph or after it | J on unseen scenes | gain | gain by seed | F | seconds |",
+    lines = ["| arm | J on unseen scenes | gain | gain by seed | F | seconds |",
              "|---|---|---|---|---|---|"]
     for number, (arm, row) in enumerate(compared.iterrows()):
         gain = [f"{row['gain']:+.3f} ± {row['gain +-']:.3f}", f"{row['least gain']:+.3f} to {row['most gain']:+.3f}"]

@@ -76,10 +76,8 @@ class Triples:
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
     def _sample(self, position: int) -> dict[str, Tensor]:
-        epoch, place = divmod(position, len(self.frames))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.frames))
-        i, t = self.frames[order[place]]
-        rng = np.random.default_rng([self.seed, epoch, place])
+        number, rng = augment.shuffled(position, len(self.frames), self.seed)
+        i, t = self.frames[number]
         labels = self._labels(i, t)
         window = augment.crop_window(tuple(labels.shape), CROP, rng)
         mirror = rng.random() < 0.5, False  # gravity: nothing is ever seen upside down

@@ -71,10 +71,8 @@ class Samples:
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
     def _sample(self, position: int) -> dict[str, Tensor]:
-        epoch, place = divmod(position, len(self.frames))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.frames))
-        frame = self._read(*self.frames[order[place]])
-        rng = np.random.default_rng([self.seed, epoch, place])
+        number, rng = augment.shuffled(position, len(self.frames), self.seed)
+        frame = self._read(*self.frames[number])
         window = augment.crop_window(tuple(frame.mask.shape), self.crop, rng)
         mirror = rng.random() < 0.5, False  # gravity: nothing is ever seen upside down
         make = {"flow": self._flow, "superpixels": self._superpixels, "image": self._image, "position": self._position}
