@@ -30,7 +30,7 @@ def sample(image: Tensor, xy: Tensor, mode: str = "bilinear", padding: str = "ze
     Args:
         image: (B, C, H, W) values.
         xy: (B, 2, h, w) positions in pixels, x first.
-        mode: ``"bilinear"`` or ``"nearest"``.
+        mode: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.
         padding: ``"zeros"`` (a neighbour outside the image counts as zero) or ``"border"``
             (positions are clamped to the image).
 
@@ -100,8 +100,8 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize flow (B, 2, H, W) to ``size`` = (rows, columns); the vectors scale with the image."""
     height, width = flow.shape[-2:]
-    scale = torch.tensor([size[1] / width, size[0] / height], device=flow.device, dtype=flow.dtype)
-    return resize(flow, size) * scale[:, None, None]
+    u, v = resize(flow, size).unbind(1)
+    return torch.stack([u * (size[1] / width), v * (size[0] / height)], dim=1)  # no copy of numbers to the device
 
 
 def resize_known_flow(flow: Tensor, known: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

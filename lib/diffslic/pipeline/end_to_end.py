@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffslic import training
-from diffslic.flow import RAFT, RAFTConfig
+from diffslic.flow import RAFT, RAFTConfig, polish
 from diffslic.pipeline.inputs import INPUTS, LEAST_SPREAD, N_SPIXELS
+from diffslic.pipeline.precompute import video_flow_both_ways
 from diffslic.pipeline.predict import logits_of_views
 from diffslic.segmentation import (
     SuperpixelTransformer,
@@ -55,11 +56,13 @@ class EndToEnd(nn.Module):
         flow: RAFT. superpixels: a composite SSN, over flow there and back.
         head: what sees the channels; its ``config.inputs`` are any of :data:`diffslic.pipeline.INPUTS`.
         n_iters: corrections of the flow. n_spixels: superpixels of a frame.
+        polished: bring the flow to a fraction of a pixel by :func:`diffslic.flow.polish`. What it adds counts as given:
+            gradients for the polished flow are those of RAFT's own.
         keep_activations: False: each part is computed once more on the way back, in much less memory.
     """
 
     def __init__(self, flow: RAFT, superpixels: SSN, head: UNet | SuperpixelTransformer, n_iters: int = 12,
-                 n_spixels: int = N_SPIXELS, keep_activations: bool = True) -> None:
+                 n_spixels: int = N_SPIXELS, polished: bool = True, keep_activations: bool = True) -> None:
         super().__init__()
         if n_iters < 1 or n_spixels < 1:
             raise ValueError(f"n_iters and n_spixels must be at least 1, got {n_iters} and {n_spixels}")
@@ -75,7 +78,8 @@ class EndToEnd(nn.Module):
             raise ValueError(f"the head reads {head.config.in_channels} channels, {', '.join(head.config.inputs)} have "
                              f"{sum(counts[name] for name in head.config.inputs)} with these superpixels")
         self.flow, self.superpixels, self.head = flow, superpixels, head
-        self.n_iters, self.n_spixels, self.keep_activations = n_iters, n_spixels, keep_activations
+        self.n_iters, self.n_spixels = n_iters, n_spixels
+        self.polished, self.keep_activations = polished, keep_activations
         self.learn(PARTS)
 
     def learn(self, parts: Sequence[str]) -> None:
@@ -122,7 +126,10 @@ class EndToEnd(nn.Module):
         context = context._make(part.repeat(2, 1, 1, 1) for part in context)
         correlate = self.flow.correlate(here.repeat(2, 1, 1, 1), torch.cat([future, past]))
         cells, state = self.flow.refined(correlate, context, self.n_iters)
-        return torch.cat(self.flow.upsample(cells, state, frame.shape[-2:]).chunk(2), dim=1)
+        flow = self.flow.upsample(cells, state, frame.shape[-2:])
+        if self.polished:
+            flow = flow + (polish(frame.repeat(2, 1, 1, 1), torch.cat([after, before]), flow) - flow).detach()
+        return torch.cat(flow.chunk(2), dim=1)
 
     def superpixels_of(self, frame: Tensor, flow: Tensor) -> SoftSLIC:
         """Soft superpixels of frames (B, 3, H, W) and their flow (B, 4, H, W)."""
@@ -158,7 +165,7 @@ class EndToEnd(nn.Module):
                 yield read[-1]
 
         back = None
-        for both in self.flow.video_both_ways(noted(), self.n_iters):
+        for both in video_flow_both_ways(self.flow, noted(), self.n_iters, self.polished):
             yield self._logits(read.popleft(), torch.cat([both.forward, -both.forward if back is None else back]))
             back = both.backward
         assert back is not None  # there are two frames at least, or RAFT has said so
@@ -183,7 +190,8 @@ class EndToEnd(nn.Module):
         kind = next(kind for kind, (network, _) in HEADS.items() if isinstance(self.head, network))
         training.save_weights(path, self.state_dict(), {
             "flow": asdict(self.flow.config), "superpixels": asdict(self.superpixels.config), "head": kind,
-            kind: asdict(self.head.config), "n_iters": self.n_iters, "n_spixels": self.n_spixels})
+            kind: asdict(self.head.config), "n_iters": self.n_iters, "n_spixels": self.n_spixels,
+            "polished": self.polished})
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: torch.device | str = "cpu") -> "EndToEnd":
@@ -196,7 +204,8 @@ class EndToEnd(nn.Module):
         try:
             head, head_config = HEADS[config["head"]]
             net = cls(RAFT(RAFTConfig(**config["flow"])), SSN(SSNConfig(**config["superpixels"])),
-                      head(head_config(**config[config["head"]])), config["n_iters"], config["n_spixels"])
+                      head(head_config(**config[config["head"]])), config["n_iters"], config["n_spixels"],
+                      config["polished"])
             training.fill(net, state)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a network trained end to end: "

@@ -52,8 +52,8 @@ def video_flow_both_ways(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12
         if not polished:
             yield both
             continue
-        forward = polish(first[None], second[None], both.forward[None])
-        backward = polish(second[None], first[None], both.backward[None])
+        forward, backward = polish(torch.stack([first, second]), torch.stack([second, first]),
+                                   torch.stack([both.forward, both.backward])).split(1)
         yield BothWays(forward[0], backward[0], occlusion(forward, backward)[0], occlusion(backward, forward)[0])
 
 

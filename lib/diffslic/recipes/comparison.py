@@ -22,12 +22,17 @@ from diffslic.recipes import end_to_end, unet
 from diffslic.segmentation import UNet
 from diffslic.superpixels import SSN
 
-BASE, POLISHED = "pre-generated", "pre-generated, 12 corrections, polished"
-OF_FLOW, OF_IMAGES = "composite-davis2016", "scenes"  # superpixel networks: of all arms but the polished, and of that
-# What learns by name of the arm, and with which head. The pre-generated arms learn the head alone: from the very flow
-# and superpixels that the others start with, or from those that the commands make.
-ARMS: dict[str, dict[str, Any]] = {
-    BASE: {}, POLISHED: {},
+BASE = "pre-generated"
+OF_FLOW, OF_IMAGES = "composite-davis2016", "scenes"  # superpixel networks: of colour and flow, and of colour alone
+# From what the head alone learns, by name of the arm: the very flow and superpixels that the other arms start with, but
+# for what is named.
+PRE_GENERATED: dict[str, dict[str, Any]] = {
+    BASE: {},
+    "pre-generated, as commands do": {"n_iters": 12, "ssn": OF_IMAGES},
+    "pre-generated, not polished": {"polished": False},
+}
+# What learns in one graph, and with which head.
+TOGETHER: dict[str, dict[str, Any]] = {
     "head alone, in one graph": {"frozen": ("flow", "superpixels")},
     "end to end": {"frozen": ()},
     "flow frozen": {"frozen": ("flow",)},
@@ -35,7 +40,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "head frozen": {"frozen": ("head",)},  # it is that of the pre-generated arm, which has learned before
     "transformer alone, in one graph": {"frozen": ("flow", "superpixels"), "head": "transformer"},
     "transformer, end to end": {"frozen": (), "head": "transformer"},
+    "end to end, not polished": {"frozen": (), "polished": False},
 }
+ARMS = PRE_GENERATED | TOGETHER
 
 
 class Clips(NamedTuple):
@@ -87,18 +94,19 @@ def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, see
                     "n_spixels": n_spixels, "precision": precision}, resume)
     for arm in arms:
         out = folder / _folder_name(arm)
-        if arm in (BASE, POLISHED):
-            train, validation, test = (_pre_generated(part, out / "cache", arm == POLISHED, n_iters, n_spixels, device,
-                                                      progress) for part in clips)
+        if arm in PRE_GENERATED:
+            parts = {"n_iters": n_iters, "n_spixels": n_spixels, **PRE_GENERATED[arm]}
+            train, validation, test = (_pre_generated(part, out / "cache", device, progress, **parts)
+                                       for part in clips)
             train = [clip.part(1, len(clip)) for clip in train]  # as elsewhere, frames with two neighbours
         for seed in seeds:
             here = out / str(seed)
-            if arm in (BASE, POLISHED):
+            if arm in PRE_GENERATED:
                 fit = unet.train(here, train, validation, seed=seed, crop=end_to_end.CROP, **how)
                 head = UNet.from_pretrained(fit.weights, device)
                 masks = [pipeline.predict(head, clip) for clip in test]
             else:
-                shape = {"n_iters": n_iters, "n_spixels": n_spixels, **ARMS[arm]}
+                shape = {"n_iters": n_iters, "n_spixels": n_spixels, **TOGETHER[arm]}
                 if "head" in shape["frozen"]:
                     shape["start"] = folder / _folder_name(BASE) / str(seed) / "best.safetensors"
                 fit = end_to_end.train(here, clips.train, clips.validation, frozen=shape.pop("frozen"), shape=shape,
@@ -130,13 +138,12 @@ def _claim(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     write_note(note, settings)
 
 
-def _pre_generated(clips: Sequence[Clip], kept: Path, polished: bool, n_iters: int, n_spixels: int, device: str,
-                   progress: bool) -> list[Clip]:
-    """Clips with flow and superpixels of a cache: those of the other arms, or ``polished`` as commands make them."""
-    raft, ssn = RAFT.from_pretrained("small", device), SSN.from_pretrained(OF_IMAGES if polished else OF_FLOW, device)
-    clips = pipeline.precompute_flow(clips, raft, kept / "flow", 12 if polished else n_iters, polished, both_ways=True,
-                                     progress=progress)
-    return pipeline.precompute_superpixels(clips, ssn, kept / "superpixels", n_spixels, progress=progress)
+def _pre_generated(clips: Sequence[Clip], kept: Path, device: str, progress: bool, *, n_iters: int, n_spixels: int,
+                   ssn: str = OF_FLOW, polished: bool = True) -> list[Clip]:
+    """Clips with flow and superpixels of a cache."""
+    raft, net = RAFT.from_pretrained("small", device), SSN.from_pretrained(ssn, device)
+    clips = pipeline.precompute_flow(clips, raft, kept / "flow", n_iters, polished, both_ways=True, progress=progress)
+    return pipeline.precompute_superpixels(clips, net, kept / "superpixels", n_spixels, progress=progress)
 
 
 def table(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:

@@ -103,7 +103,7 @@ class Triples:
 def network(head: str = "unet", *, raft: str | Path = "small", ssn: str | Path = "composite-davis2016",
             inputs: Sequence[str] | None = None, widths: Sequence[int] = (16, 32, 64, 128, 128),
             residual: bool = False, start: str | Path | None = None, n_iters: int = 12,
-            n_spixels: int = pipeline.N_SPIXELS, recompute: bool = False) -> EndToEnd:
+            n_spixels: int = pipeline.N_SPIXELS, polished: bool = True, recompute: bool = False) -> EndToEnd:
     """The network before it is trained.
 
     Args:
@@ -112,7 +112,7 @@ def network(head: str = "unet", *, raft: str | Path = "small", ssn: str | Path =
         inputs: of the head, any of ``pipeline.INPUTS``; None: those of ``start``, or all. widths, residual: of a new
             U-Net.
         start: weights of a U-Net to start from, whose inputs and shape count then.
-        n_iters, n_spixels: see :class:`diffslic.pipeline.EndToEnd`. recompute: activations, in less memory.
+        n_iters, n_spixels, polished: see :class:`diffslic.pipeline.EndToEnd`. recompute: activations, in less memory.
     """
     if head not in pipeline.HEADS:
         raise ValueError(f"the head is one of {', '.join(pipeline.HEADS)}, got {head!r}")
@@ -128,7 +128,7 @@ def network(head: str = "unet", *, raft: str | Path = "small", ssn: str | Path =
         chosen = UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=inputs))
     else:
         chosen = SuperpixelTransformer(SuperpixelTransformerConfig(channels, inputs=inputs))
-    return EndToEnd(RAFT.from_pretrained(raft), superpixels, chosen, n_iters, n_spixels, not recompute)
+    return EndToEnd(RAFT.from_pretrained(raft), superpixels, chosen, n_iters, n_spixels, polished, not recompute)
 
 
 def losses(seen: Prediction, batch: training.Batch, weights: Weights) -> Tensor:
