@@ -1,10 +1,12 @@
-"""How good the shipped RAFT is, and what is worth doing to its flow. Four tables:
+"""How good the shipped RAFT is, and what is worth doing to its flow. Five tables:
 
 1. End-point errors of RAFT, plain and polished, beside TV-L1 of scikit-image in the same run, on unseen scenes and on
    the real pairs of the folder that DIFFSLIC_REFERENCE names, and what each costs.
-2. More corrections, and starting from the flow of the pair before.
-3. Weights in bfloat16.
-4. Flow smoothed inside superpixels, the question of the differentiable-slic study.
+2. The polish beside the one of a library: OpenCV's inverse search of patches (Kroeger et al., ECCV 2016) with its
+   variational step, from a quarter of the size on and with patches two pixels apart, which was this project's before.
+3. More corrections, and starting from the flow of the pair before.
+4. Weights in bfloat16.
+5. Flow smoothed inside superpixels, the question of the differentiable-slic study.
 
     python benchmarks/flow.py
 """
@@ -26,6 +28,7 @@ from diffslic import datasets, metrics
 from diffslic.datasets import io
 from diffslic.flow import RAFT, motion_boundaries, polish, smooth_by_superpixels, tvl1
 from diffslic.superpixels import SSN
+from measuring import medians, peak_growth
 
 SEED = 500_000  # no network of this project is trained on scenes from here on
 NEAR = 4  # pixels from a motion boundary that count as near it
@@ -102,6 +105,44 @@ def beside_tvl1(raft: RAFT, scenes: list[Pair], real: list[Pair]) -> None:
           + ", ".join(f"{name} {statistics.median(values):.2f}" for name, values in seconds.items() if name != "zero"))
 
 
+def inverse_search(image1: Tensor, image2: Tensor, flow: Tensor) -> Tensor:
+    """OpenCV's polish, of the same arguments as ours: on the host, one pair after the other."""
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search.setCoarsestScale(2)
+    search.setFinestScale(0)
+    search.setPatchStride(2)
+    search.setVariationalRefinementIterations(10)
+    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    found = []
+    for first, second, start in zip(image1, image2, flow.detach()):
+        grey = [(255 * (image.cpu() * luma).sum(0)).round().clip(0, 255).byte().numpy() for image in (first, second)]
+        begin = start.cpu().float().permute(1, 2, 0).contiguous().numpy()
+        found.append(torch.from_numpy(search.calc(*grey, begin)).permute(2, 0, 1))
+    return torch.stack(found).to(flow)
+
+
+def polishes(raft: RAFT, scenes: list[Pair], real: list[Pair]) -> None:
+    ways = {"inverse search": inverse_search, "ours": polish}
+    print("\nthe polish: end-point error in px | share of pixels that are wrong by more than 1 px")
+    table: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for pair in [*scenes, *real]:
+        images, rough = (pair.first[None], pair.second[None]), estimated(raft, pair)[None]
+        for name, flow in {"RAFT": rough, **{name: way(*images, rough) for name, way in ways.items()}}.items():
+            figures = metrics.flow(flow[0], pair.flow, pair.known)
+            table.setdefault(pair.name, {}).setdefault(name, []).append(figures)
+    for name, row in table.items():
+        print(f"{name:20}" + "  ".join(f"{way} {statistics.mean(each['epe'] for each in found):.2f} | "
+                                       f"{statistics.mean(each['px1'] for each in found):.3f}"
+                                       for way, found in row.items()))
+    pair = scenes[0]
+    given = pair.first[None], pair.second[None], estimated(raft, pair)[None]
+    seconds = medians({name: partial(way, *given) for name, way in ways.items()}, 9)
+    print(f"CPU seconds at {'x'.join(map(str, pair.first.shape[1:]))}, one thread, in turn: "
+          + ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
+          + f" ({seconds['inverse search'] / seconds['ours']:.2f} times as fast); memory in MB: "
+          + ", ".join(f"{name} {peak_growth(partial(way, *given)):.0f}" for name, way in ways.items()))
+
+
 def corrections(raft: RAFT) -> None:
     clips = datasets.open("scenes", preset="lab+street+crowd", n_clips=6, n_frames=6, size=(240, 428), seed=SEED + 100)
     print("\ncorrections  from zero  from the pair before   (end-point error of the last four pairs of six clips, px)")
@@ -159,6 +200,7 @@ def main() -> None:
     scenes, real = scene_pairs(), real_pairs()
     estimated(raft, scenes[0])  # the first call is slower
     beside_tvl1(raft, scenes, real)
+    polishes(raft, scenes, real)
     corrections(raft)
     in_bfloat16(raft, half, scenes)
     smoothed(raft, scenes, real)

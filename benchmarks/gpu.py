@@ -1,4 +1,4 @@
-"""Speed on a GPU: superpixels, flow of video, coherence loss and scenes, each beside a plain form, in one run.
+"""Speed on a GPU: superpixels, flow of video, polish, coherence loss and scenes, each beside a plain form, in one run.
 
 Every contestant runs in turn, A B A B, between two events of the GPU's stream (on a CPU by the wall's clock); printed
 are medians, throughput, how often the first contestant fits into the time, the memory that torch allocates during a
@@ -9,6 +9,7 @@ before the first round and are not counted; a contestant that cannot run is name
                  gathers nine candidates of every pixel and multiplies sparse matrices
     flow         RAFT small and large over a video in float32 and with weights in bfloat16; beside torchvision's RAFT,
                  where it is installed, with the same weights and as many corrections
+    polish       of a flow, beside OpenCV's on the host
     coherence    loss and gradient; beside the published formulation
     scenes       frames with all truths, one by one, eight at once, and on the CPU
 
@@ -32,12 +33,13 @@ from torch import Tensor
 import coherence
 from diffslic import hardware, report
 from diffslic.datasets import scenes
-from diffslic.flow import RAFT, RAFTConfig
+from diffslic.flow import RAFT, RAFTConfig, polish
 from diffslic.flow.correlation import Volume, correlation_pyramid
 from diffslic.flow.released import own_keys
 from diffslic.superpixels import SSN, SSNConfig, grid_for, soft_slic
 from diffslic.superpixels.slic import Cells, clustered
 from diffslic.training import check_device, device_of
+from flow import inverse_search
 from measuring import device_growth, device_medians
 from soft_slic import usual_soft_slic
 
@@ -253,6 +255,16 @@ def _raft(variant: str, device: str) -> tuple[RAFT, Any]:
     return net.to(device), peer.to(device)
 
 
+def polishing(bench: Bench) -> None:
+    clip = scenes.clips("street", n_clips=1, n_frames=2, size=bench.sizes.frames, seed=500_000)[0]
+    given = [part[None].to(bench.device) for part in (clip.frame(0), clip.frame(1), clip.flow(0) + 0.7)]
+    ways: dict[str, Callable[[], Any]] = {"OpenCV, on the host": partial(inverse_search, *given),
+                                          "ours": partial(polish, *given)}
+    if bench.device.startswith("cuda"):
+        ways["ours, CUDA graph"] = partial(lazily(partial(graphed, polish, *given)), *given)
+    bench.run(Contest(f"polish {bench.sizes.frames[0]}x{bench.sizes.frames[1]}", ways, 1, same=False))
+
+
 def losses(bench: Bench) -> None:
     sizes = bench.sizes
     masks, fields = (x.detach().to(bench.device) for x in coherence.sample(sizes.batch, 4, *sizes.flow))
@@ -323,6 +335,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     superpixels(bench, compiled)
     flow(bench, compiled)
+    polishing(bench)
     with torch.enable_grad():
         losses(bench)
     drawing(bench)

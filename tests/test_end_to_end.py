@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffslic import datasets, pipeline
-from diffslic.flow import RAFT
+from diffslic.flow import RAFT, polish
 from diffslic.geometry import pixel_grid
 from diffslic.pipeline import PARTS, EndToEnd
 from diffslic.segmentation import (
@@ -84,12 +84,30 @@ def test_computed_once_more_the_gradients_are_the_same(clip, triple, head):
         assert torch.allclose(kept, again, rtol=1e-4, atol=1e-7)
 
 
-def test_flow_is_that_of_raft_alone(triple):
+@pytest.mark.parametrize("polished", [False, True])
+def test_flow_is_that_of_raft_alone(triple, polished):
     net, (before, frame, after) = network().eval(), triple
+    net.polished = polished
     with torch.no_grad():
         flow = net.flow_of(before, frame, after)
-        alone = torch.cat([net.flow(frame, after, 2), net.flow(frame, before, 2)], dim=1)
-    assert (flow - alone).abs().max() < 1e-4
+        alone = [net.flow(frame, other, 2) for other in (after, before)]
+        if polished:
+            alone = [polish(frame, other, each) for other, each in zip((after, before), alone)]
+    assert (flow - torch.cat(alone, dim=1)).abs().max() < 1e-3
+
+
+def test_the_polish_counts_as_given(triple):
+    """What a loss wants of the polished flow it wants of RAFT's: where it is linear, the gradients are the same."""
+    net, wish = network().train(), torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(0))
+    found = []
+    for polished in (False, True):
+        net.polished = polished
+        net.zero_grad()
+        flow = net.flow_of(*triple)
+        (flow * wish).sum().backward()
+        found.append((flow.detach(), [value.grad.clone() for value in net.flow.parameters()]))
+    assert not torch.allclose(found[0][0], found[1][0], atol=0.1)
+    assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1]))
 
 
 def test_hard_superpixels_give_what_is_pre_generated(triple):
@@ -129,11 +147,13 @@ def test_mixing_changes_what_the_head_sees_and_nothing_else(triple):
 
 
 @pytest.mark.parametrize("head", [unet, transformer])
-def test_a_round_trip_through_a_file(triple, tmp_path, head):
+@pytest.mark.parametrize("polished", [False, True])
+def test_a_round_trip_through_a_file(triple, tmp_path, head, polished):
     net = network(head()).eval()
+    net.polished = polished
     net.save(tmp_path / "net.safetensors")
     again = EndToEnd.from_pretrained(tmp_path / "net.safetensors")
-    assert (again.n_iters, again.n_spixels, type(again.head)) == (2, 20, type(net.head))
+    assert (again.n_iters, again.n_spixels, again.polished) == (2, 20, polished) and type(again.head) is type(net.head)
     with torch.no_grad():
         assert torch.equal(net(*triple).logits, again(*triple).logits)
 

@@ -7,7 +7,7 @@ import torch
 
 from diffslic import depth, geometry, pipeline
 from diffslic.datasets import scenes
-from diffslic.flow import RAFT, RAFTConfig
+from diffslic.flow import RAFT, RAFTConfig, polish
 from diffslic.flow.correlation import RowBlocks
 from diffslic.pipeline import EndToEnd
 from diffslic.segmentation import (
@@ -72,6 +72,16 @@ def test_raft(device):
         ours = net(*images, n_iters=4)
         theirs = net.to(device)(*images.to(device), n_iters=4).cpu()
     assert (ours - theirs).abs().max() < 0.05
+
+
+def test_polish_without_waiting(device):
+    clip = scenes.clips("lab", n_clips=1, n_frames=2, size=SIZE)[0]
+    first, second, flow = clip.frame(0)[None], clip.frame(1)[None], clip.flow(0)[None] + 0.7
+    ours, there = polish(first, second, flow), [part.to(device) for part in (first, second, flow)]
+    polish(*there)  # what is done once, such as loading kernels, may wait
+    with no_waiting(device):
+        theirs = polish(*there)
+    assert is_on(device, theirs) and (ours - theirs.cpu()).abs().quantile(0.99) < 0.02
 
 
 @pytest.mark.parametrize("keep", [True, False])
