@@ -28,7 +28,7 @@ from diffslic import datasets, metrics
 from diffslic.datasets import io
 from diffslic.flow import RAFT, motion_boundaries, polish, smooth_by_superpixels, tvl1
 from diffslic.superpixels import SSN
-from measuring import medians, peak_growth
+from measuring import medians
 
 SEED = 500_000  # no network of this project is trained on scenes from here on
 NEAR = 4  # pixels from a motion boundary that count as near it
@@ -139,8 +139,7 @@ def polishes(raft: RAFT, scenes: list[Pair], real: list[Pair]) -> None:
     seconds = medians({name: partial(way, *given) for name, way in ways.items()}, 9)
     print(f"CPU seconds at {'x'.join(map(str, pair.first.shape[1:]))}, one thread, in turn: "
           + ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
-          + f" ({seconds['inverse search'] / seconds['ours']:.2f} times as fast); memory in MB: "
-          + ", ".join(f"{name} {peak_growth(partial(way, *given)):.0f}" for name, way in ways.items()))
+          + f" ({seconds['inverse search'] / seconds['ours']:.2f} times as fast)")
 
 
 def corrections(raft: RAFT) -> None:
