@@ -59,7 +59,7 @@ def network_input(inputs: Sequence[str], flow: Tensor | None = None, superpixels
         ValueError: an unknown input, or one that was not given.
     """
     given: dict[str, Callable[[], Tensor] | None] = {
-        "flow": None if flow is None else lambda: flow_channels(flow),
+        "flow": None if flow is None else lambda: flow_channels(flow[None])[0],
         "superpixels": (None if superpixels is None
                         else lambda: superpixel_differences(superpixels).T[:, superpixels.labels]),
         "image": None if frame is None else lambda: 2 * frame - 1,

@@ -107,7 +107,6 @@ def motion_flow(theta: Tensor, height: int, width: int, model: str = "quadratic"
     return values(theta, monomials(height, width, theta.device)).unflatten(-1, (height, width))
 
 
-@full_precision
 def camera_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_pixels: int = 10_000) -> Tensor:
     """The dominant motion of a frame as polynomial flow: what most of it does because the camera moves.
 
@@ -132,6 +131,12 @@ def camera_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_
     """
     check_flow(flow)
     check_model(model)
+    return dominant_motion(flow, model, n_iters, max_pixels)
+
+
+@full_precision
+def dominant_motion(flow: Tensor, model: str = "quadratic", n_iters: int = 3, max_pixels: int = 10_000) -> Tensor:
+    """:func:`camera_motion` of what has been checked; a GPU is never waited for."""
     height, width = flow.shape[-2:]
     step = step_for(height, width, max_pixels)
     powers, few = monomials(height, width, flow.device, step=step), every(step, flow).flatten(2).double()
