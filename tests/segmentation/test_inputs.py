@@ -59,3 +59,9 @@ def test_nothing_waits_for_the_numbers() -> None:
 def test_flow_of_another_shape_or_unknown_is_refused(flow: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         flow_channels(flow)
+
+
+def test_a_still_frame_has_a_finite_gradient() -> None:
+    flow = torch.zeros(2, 2, 40, 60, requires_grad=True)
+    flow_channels(flow).square().sum().backward()
+    assert flow.grad.isfinite().all()

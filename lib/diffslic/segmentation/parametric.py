@@ -234,15 +234,17 @@ def check_flow(flow: Tensor, shape: str = "(B, 2, H, W)") -> None:
 def robust_weights(residual: Tensor, distance: str) -> Tensor:
     """Weights (..., K, N) of least squares that make residuals (..., 2, N) count by a distance; K = 2 for l1.
 
-    Beside :data:`DISTANCES` there is "tukey", whose scale is the median residual of a layer.
+    Beside :data:`DISTANCES` there is "tukey", whose scale is the median residual of a layer. The weights are meant to
+    be constant: their gradient is not defined where a residual is 0.
     """
     if distance == "l1":
         return residual.abs().clamp_(min=SMALLEST_RESIDUAL).reciprocal_()
-    length = residual.norm(dim=-2, keepdim=True)
+    square = residual.square().sum(-2, keepdim=True)
     if distance == "squared":
-        return torch.ones_like(length)
+        return torch.ones_like(square)
     if distance == "charbonnier":
-        return (length.square() + ROUNDING ** 2).rsqrt()
+        return (square + ROUNDING ** 2).rsqrt()
+    length = square.sqrt()  # ``norm`` gives the same, but over an axis of two it takes a CPU thirty times as long
     if distance == "l2":
         return length.clamp(min=SMALLEST_RESIDUAL).reciprocal()
     # Tukey: for Gaussian noise of deviation sigma in both components the median length is 1.177 sigma, and 4.685 sigma
