@@ -52,9 +52,9 @@ def video_flow_both_ways(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12
         if not polished:
             yield both
             continue
-        forward = polish(first[None], second[None], both.forward[None])
-        backward = polish(second[None], first[None], both.backward[None])
-        yield BothWays(forward[0], backward[0], occlusion(forward, backward)[0], occlusion(backward, forward)[0])
+        images = torch.stack([first, second])
+        flows = polish(images, images.flip(0), torch.stack([both.forward, both.backward]))
+        yield BothWays(*flows, *occlusion(flows, flows.flip(0)))
 
 
 def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12, polished: bool = True,
