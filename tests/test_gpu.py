@@ -97,10 +97,11 @@ def test_end_to_end(device, keep):
 
 def test_masks(device):
     clip = scenes.clips("lab", n_clips=1, n_frames=3, size=SIZE)[0]
-    net = UNet(UNetConfig(3, inputs=("image",))).eval()
-    channels = pipeline.network_input(["image"], frame=clip.frame(0))
+    net = UNet(UNetConfig(7, inputs=("flow", "image"))).eval()
+    ours, theirs = (pipeline.clip_input(clip, 0, net.config.inputs, where) for where in ("cpu", device))
+    assert is_on(device, theirs)
     with torch.no_grad():
-        assert (net(channels[None]) - net.to(device)(channels[None].to(device)).cpu()).abs().max() < 1e-2
+        assert (net(ours[None]) - net.to(device)(theirs[None]).cpu()).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("name", ["em", "spacetime"])
