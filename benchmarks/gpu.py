@@ -1,4 +1,4 @@
-"""Speed on a GPU: superpixels, flow of video, polish, coherence loss and scenes, each beside a plain form, in one run.
+"""Speed on a GPU: superpixels, flow, its polish and channels, coherence loss and scenes, beside plain forms, in one run.
 
 Every contestant runs in turn, A B A B, between two events of the GPU's stream (on a CPU by the wall's clock); printed
 are medians, throughput, how often the first contestant fits into the time, the memory that torch allocates during a
@@ -10,6 +10,7 @@ before the first round and are not counted; a contestant that cannot run is name
     flow         RAFT small and large over a video in float32 and with weights in bfloat16; beside torchvision's RAFT,
                  where it is installed, with the same weights and as many corrections
     polish       of a flow, beside OpenCV's on the host
+    channels     what a U-Net sees of flow, and their gradient, a batch at once; beside frame by frame
     coherence    loss and gradient; beside the published formulation
     scenes       frames with all truths, one by one, eight at once, and on the CPU
 
@@ -36,6 +37,7 @@ from diffslic.datasets import scenes
 from diffslic.flow import RAFT, RAFTConfig, polish
 from diffslic.flow.correlation import Volume, correlation_pyramid
 from diffslic.flow.released import own_keys
+from diffslic.segmentation.inputs import checked_channels
 from diffslic.superpixels import SSN, SSNConfig, grid_for, soft_slic
 from diffslic.superpixels.slic import Cells, clustered
 from diffslic.training import check_device, device_of
@@ -265,6 +267,20 @@ def polishing(bench: Bench) -> None:
     bench.run(Contest(f"polish {bench.sizes.frames[0]}x{bench.sizes.frames[1]}", ways, 1, same=False))
 
 
+def channels(bench: Bench) -> None:
+    """As a step of training end to end needs them."""
+    torch.manual_seed(0)
+    for size in (bench.sizes.flow, bench.sizes.scene):
+        flow = torch.randn(bench.sizes.batch, 2, *size).cumsum(-1).to(bench.device).requires_grad_()
+
+        def gradient(way: Callable[[Tensor], Tensor], flow: Tensor = flow) -> Tensor:
+            return torch.autograd.grad(way(flow).square().sum(), flow)[0]
+
+        ways = {"frame by frame": partial(gradient, lambda x: torch.cat([checked_channels(one[None]) for one in x])),
+                "a batch at once": partial(gradient, checked_channels)}
+        bench.run(Contest(f"channels of flow {size[0]}x{size[1]}", ways, bench.sizes.batch))
+
+
 def losses(bench: Bench) -> None:
     sizes = bench.sizes
     masks, fields = (x.detach().to(bench.device) for x in coherence.sample(sizes.batch, 4, *sizes.flow))
@@ -337,6 +353,7 @@ def main() -> None:
     flow(bench, compiled)
     polishing(bench)
     with torch.enable_grad():
+        channels(bench)
         losses(bench)
     drawing(bench)
     if options.json is not None:

@@ -22,6 +22,7 @@ from diffslic.segmentation import (
     spacetime_loss,
     temporal_consistency,
 )
+from diffslic.segmentation.inputs import checked_channels
 from diffslic.softseg import EmbeddingNet
 from diffslic.superpixels import SSN, SSNConfig, connect, grid_for, label_reconstruction
 from diffslic.superpixels.slic import Cells, clustered
@@ -106,10 +107,11 @@ def test_end_to_end(device, keep):
 
 def test_masks(device):
     clip = scenes.clips("lab", n_clips=1, n_frames=3, size=SIZE)[0]
-    net = UNet(UNetConfig(3, inputs=("image",))).eval()
-    channels = pipeline.network_input(["image"], frame=clip.frame(0))
+    net = UNet(UNetConfig(7, inputs=("flow", "image"))).eval()
+    ours, theirs = (pipeline.clip_input(clip, 0, net.config.inputs, where) for where in ("cpu", device))
+    assert is_on(device, theirs)
     with torch.no_grad():
-        assert (net(channels[None]) - net.to(device)(channels[None].to(device)).cpu()).abs().max() < 1e-2
+        assert (net(ours[None]) - net.to(device)(theirs[None]).cpu()).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("name", ["em", "spacetime"])
@@ -272,6 +274,22 @@ def test_soft_clustering_never_waits(device, distance):
     with no_waiting(device):
         again, its_gradient = run()
     assert torch.equal(labels, again) and (gradient - its_gradient).abs().max() < 1e-3
+
+
+def test_channels_of_flow_never_wait(device):
+    flow, weights = 3 * torch.randn(2, 2, *SIZE), torch.randn(2, 4, *SIZE)
+
+    def run(where):
+        x, factors = flow.to(where).requires_grad_(), weights.to(where)
+        with no_waiting(where):
+            channels = checked_channels(x)
+            (gradient,) = torch.autograd.grad((channels * factors).sum(), x)
+        return channels.detach().cpu(), gradient.cpu()
+
+    checked_channels(flow.to(device))  # what is kept for the next time is brought there now
+    (ours, ours_back), (theirs, theirs_back) = run("cpu"), run(device)
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(theirs_back, ours_back, rtol=1e-2, atol=1e-3)
 
 
 def test_losses_of_motion_never_wait(device):

@@ -30,7 +30,7 @@ def test_flow_channels_are_the_residual_and_the_whole():
     y, x = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
     flow = torch.stack([3 + 0.05 * x, 0.04 * y - 1])  # a camera's motion, exactly
     flow[:, 20:30, 30:40] += 5
-    residual, whole = pipeline.flow_channels(flow).split(2)
+    residual, whole = pipeline.flow_channels(flow[None])[0].split(2)
     outside = torch.ones(48, 64, dtype=torch.bool)
     outside[20:30, 30:40] = False
     assert residual[:, outside].abs().max() < 0.05
@@ -41,7 +41,7 @@ def test_flow_channels_are_the_residual_and_the_whole():
 
 
 def test_a_still_frame_has_small_channels():
-    noise = 0.02 * torch.randn(2, 40, 40)
+    noise = 0.02 * torch.randn(1, 2, 40, 40)
     assert pipeline.flow_channels(noise).abs().max() < 0.2
 
 

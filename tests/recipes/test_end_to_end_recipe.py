@@ -68,7 +68,7 @@ def test_the_head_sees_what_the_other_recipe_shows(clips):
         sample, triple = samples(number), triples(number)
         assert torch.equal(sample["labels"], triple["labels"])
         i, t = triples.frames[np.random.default_rng([2, number // 6]).permutation(6)[number % 6]]
-        flow = pipeline.flow_channels(clips[i].flow(t)).half().float()
+        flow = pipeline.flow_channels(clips[i].flow(t)[None])[0].half().float()
         if not torch.equal(triple["frame"][0], (clips[i].frame(t) * 255).round() / 255):
             flow = augment.flip_flow(flow.unflatten(0, (2, 2)), True, False).flatten(0, 1)
         channels = torch.cat([flow, 2 * triple["shown"][0] - 1])

@@ -24,8 +24,8 @@ from diffslic.segmentation import (
     SuperpixelTransformerConfig,
     UNet,
     UNetConfig,
-    flow_channels,
 )
+from diffslic.segmentation.inputs import checked_channels
 from diffslic.superpixels import SSN, SoftSLIC, SSNConfig, reconstruct
 
 PARTS = ("head", "superpixels", "flow")  # in the order in which they begin to learn
@@ -138,7 +138,7 @@ class EndToEnd(nn.Module):
     def channels(self, frame: Tensor, flow: Tensor, superpixels: SoftSLIC, shown: Tensor | None = None) -> Tensor:
         """What the head sees, (B, C, H, W): as ``network_input`` makes it, with soft superpixels for labels."""
         make: dict[str, Callable[[], Tensor]] = {
-            "flow": lambda: torch.stack([flow_channels(each[:2]) for each in flow]),
+            "flow": lambda: checked_channels(flow[:, :2]),  # finite, or there would be no superpixels
             "superpixels": lambda: self.differences(frame, superpixels),
             "image": lambda: 2 * (frame if shown is None else shown) - 1}
         return torch.cat([make[name]() for name in self.head.config.inputs], dim=1)

@@ -59,7 +59,7 @@ def network_input(inputs: Sequence[str], flow: Tensor | None = None, superpixels
         ValueError: an unknown input, or one that was not given.
     """
     given: dict[str, Callable[[], Tensor] | None] = {
-        "flow": None if flow is None else lambda: flow_channels(flow),
+        "flow": None if flow is None else lambda: flow_channels(flow[None])[0],
         "superpixels": (None if superpixels is None
                         else lambda: superpixel_differences(superpixels).T[:, superpixels.labels]),
         "image": None if frame is None else lambda: 2 * frame - 1,
@@ -91,8 +91,12 @@ def mirrored_input(channels: Tensor, inputs: Sequence[str]) -> Tensor:
     return torch.cat([mirror.get(name, geometry.flip_horizontal)(part) for name, part in parts])
 
 
-def clip_input(clip: Clip, t: int, inputs: Sequence[str]) -> Tensor:
-    """Channels (C, H, W) of frame t from what the clip holds; its flow is the one that leaves frame t."""
-    return network_input(inputs, clip.flow(t) if "flow" in inputs else None,
-                         Superpixels(clip.superpixel_labels(t), clip.superpixel_vectors(t))
-                         if "superpixels" in inputs else None, clip.frame(t) if "image" in inputs else None)
+def clip_input(clip: Clip, t: int, inputs: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+    """Channels (C, H, W) of frame t from what the clip holds; its flow is the one that leaves frame t.
+
+    They are made on ``device``: what they are made from is less to bring there, and a GPU makes them sooner.
+    """
+    return network_input(inputs, clip.flow(t).to(device) if "flow" in inputs else None,
+                         Superpixels(clip.superpixel_labels(t).to(device), clip.superpixel_vectors(t).to(device))
+                         if "superpixels" in inputs else None,
+                         clip.frame(t).to(device) if "image" in inputs else None)

@@ -44,8 +44,7 @@ def learned_proposals(net: UNet) -> Proposals:
 
     @torch.no_grad()
     def propose(view: View, regions: Regions) -> NDArray[np.int64]:
-        channels = network_input(net.config.inputs, view.flow, view.superpixels, view.frame)
-        return network_proposals(body_logits(net, channels[None].to(device_of(net)))[0], regions)
+        return network_proposals(body_logits(net, _channels(net, view))[0], regions)
 
     return propose
 
@@ -57,10 +56,17 @@ def moving(unet: UNet, view: View) -> Tensor:
     Seen once, and not in a mirror as well as :func:`predict` does: superpixels smooth the borders anyway, and it takes
     half the time.
     """
-    channels = network_input(unet.config.inputs, view.flow, view.superpixels, view.frame)[None].to(device_of(unet))
+    channels = _channels(unet, view)
     if unet.config.out_channels > 1:
         return body_logits(unet, channels)[0].argmax(0).cpu() > 0
     return unet(channels)[0, 0].cpu() > 0
+
+
+def _channels(net: UNet, view: View) -> Tensor:
+    """What a network reads of a frame, (1, C, H, W), made on its device."""
+    device = device_of(net)
+    superpixels = Superpixels(*(part.to(device) for part in view.superpixels))
+    return network_input(net.config.inputs, view.flow.to(device), superpixels, view.frame.to(device))[None]
 
 
 def views_of(clip: Clip) -> Iterator[View]:

@@ -52,9 +52,9 @@ def video_flow_both_ways(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12
         if not polished:
             yield both
             continue
-        forward, backward = polish(torch.stack([first, second]), torch.stack([second, first]),
-                                   torch.stack([both.forward, both.backward])).split(1)
-        yield BothWays(forward[0], backward[0], occlusion(forward, backward)[0], occlusion(backward, forward)[0])
+        images = torch.stack([first, second])
+        flows = polish(images, images.flip(0), torch.stack([both.forward, both.backward]))
+        yield BothWays(*flows, *occlusion(flows, flows.flip(0)))
 
 
 def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12, polished: bool = True,

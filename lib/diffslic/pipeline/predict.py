@@ -27,7 +27,7 @@ def predict(unet: UNet, clip: Clip, progress: bool = False) -> np.ndarray:
     device = device_of(unet)
     masks = np.zeros((len(clip), *clip.size), dtype=np.uint8)
     for t in tqdm(clip.frames_with("flow"), desc=clip.name, unit="frame", disable=not progress):
-        masks[t] = mask_of(unet, clip_input(clip, t, unet.config.inputs).to(device), clip.size)
+        masks[t] = mask_of(unet, clip_input(clip, t, unet.config.inputs, device), clip.size)
     masks[-1] = masks[-2]
     return masks
 

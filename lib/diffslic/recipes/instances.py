@@ -90,7 +90,7 @@ def evaluate(model: UNet, clips: Sequence[Clip]) -> dict[str, float]:
     scores: list[float] = []
     for clip in clips:
         for t in clip.frames_with("flow"):
-            logits = body_logits(model, pipeline.clip_input(clip, t, model.config.inputs)[None].to(device)).cpu()
+            logits = body_logits(model, pipeline.clip_input(clip, t, model.config.inputs, device)[None]).cpu()
             truth = clip.labels(t)
             losses.append(float(matched_loss(logits, truth[None], VOID)))
             scores += metrics.assigned_iou(logits[0].argmax(0), truth, VOID).values()

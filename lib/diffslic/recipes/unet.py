@@ -105,7 +105,7 @@ class Samples:
 
 def _read_frame(clip: Clip, t: int, inputs: Sequence[str]) -> _Frame:
     mask = clip.labels(t).byte()
-    flow = pipeline.flow_channels(clip.flow(t)).half() if "flow" in inputs else None
+    flow = pipeline.flow_channels(clip.flow(t)[None])[0].half() if "flow" in inputs else None
     image = (clip.frame(t) * 255).round().byte() if "image" in inputs else None
     if "superpixels" not in inputs:
         return _Frame(mask, flow, image, None, None)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from diffslic import geometry, training
-from diffslic.segmentation.inputs import of_like_strength
+from diffslic.segmentation.inputs import flow_channels
 from diffslic.segmentation.linking import Window, link, window_starts
-from diffslic.segmentation.parametric import camera_motion, check_flow
+from diffslic.segmentation.parametric import check_flow
 from diffslic.segmentation.selection import SELECTIONS, renumbered
 from diffslic.segmentation.unet import UNet, UNetConfig
 from diffslic.segmentation.unet3d import HEADS, SpaceTimeUNet
@@ -201,9 +201,7 @@ class MotionNet(nn.Module):
         """
         fields = dict(fields)
         if "flow" in fields:
-            residual = fields["flow"] - camera_motion(fields["flow"])
-            fields |= {name: torch.stack([of_like_strength(frame, LEAST_MOTION) for frame in field])
-                       for name, field in (("flow", fields["flow"]), ("residual", residual))}
+            fields["residual"], fields["flow"] = flow_channels(fields["flow"], LEAST_MOTION).split(2, dim=1)
         missing = [spec for spec in self.config.inputs if parse_input(spec)[0] not in fields]
         if missing:
             raise ValueError(f"this network reads {', '.join(self.config.inputs)}; {missing[0]} was not given")
