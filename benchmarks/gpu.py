@@ -1,4 +1,4 @@
-"""Speed on a GPU: superpixels, flow, its polish and channels, coherence loss and scenes, beside plain forms, in one run.
+"""Speed on a GPU: superpixels, flow, its polish and channels, coherence loss and scenes, beside plain forms.
 
 Every contestant runs in turn, A B A B, between two events of the GPU's stream (on a CPU by the wall's clock); printed
 are medians, throughput, how often the first contestant fits into the time, the memory that torch allocates during a
