@@ -173,7 +173,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     model = network(**(shape or {})).train()
     channels = pipeline.channel_counts(model.superpixels)
     triples = Triples(clips, {name: channels[name] for name in model.head.config.inputs}, batch_size, seed)
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
     first = min(joins[name] for name in PARTS if name not in frozen)  # something learns from the first step on
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:

@@ -47,7 +47,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     torch.manual_seed(seed)
     model = network(start, n_bodies)
     samples = Samples(clips, model.config.inputs, batch_size, seed)
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return matched_loss(body_logits(network, batch["input"]), batch["labels"], VOID)

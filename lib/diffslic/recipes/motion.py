@@ -239,7 +239,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     torch.manual_seed(seed)
     model = network(config, start)
     samples = Windows(clips, model, augmentation, batch_size, seed, loss)
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
 
     def batch_loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return loss(network(batch["input"]).float().softmax(1), batch["flow"])

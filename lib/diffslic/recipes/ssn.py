@@ -163,7 +163,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     torch.manual_seed(seed)
     network = _network(model, width, n_iters, start)
     crops = Crops(clips, batch_size, seed, flow=model == "composite")
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         extra = {"extra": batch["flow"]} if model == "composite" else {}

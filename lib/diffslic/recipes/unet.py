@@ -138,7 +138,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     else:
         model = UNet.from_pretrained(start).widened(channels, inputs).train()
     samples = Samples(clips, inputs, batch_size, seed, crop)
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return bce_dice(network(batch["input"]), batch["labels"], VOID)

@@ -7,6 +7,7 @@ from diffslic.training.loop import Batch as Batch
 from diffslic.training.loop import Batches as Batches
 from diffslic.training.loop import FitResult as FitResult
 from diffslic.training.loop import Schedule as Schedule
+from diffslic.training.loop import check_resume as check_resume
 from diffslic.training.loop import fit as fit
 from diffslic.training.loop import open_logger as open_logger
 from diffslic.training.processes import check_device as check_device
