@@ -321,7 +321,8 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
 
 @pytest.mark.parametrize("settings, told", [
     ({"shape": {"head": "unet", "inputs": ["flow"]}}, "inputs flow,image there, flow here;"),
-    ({"joins": {"head": 0.5}}, "joins head 0.1 there, 0.5 here;"),  # the shape has a head too
+    ({"shape": {"head": "mlp", "inputs": []}}, "head unet there, mlp here; inputs flow,image there, none here;"),
+    ({"shape": {"head": "mlp"}, "joins": {"head": 0.5}}, "joins head 0.1 there, 0.5 here;"),  # two of one name
     ({"start": "motion"}, "start none there, motion here;"),
     ({"clips": ["a"] * 9}, r"clips a \.\.\. \(8 in all\) there, a \.\.\. \(9 in all\) here;"),
     ({"clips": [*"aaaaaaab"]}, "run: other clips;"),

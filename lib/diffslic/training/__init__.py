@@ -15,6 +15,7 @@ from diffslic.training.processes import device_of as device_of
 from diffslic.training.processes import own_device as own_device
 from diffslic.training.processes import own_share as own_share
 from diffslic.training.processes import speaks as speaks
+from diffslic.training.weights import TOGETHER as TOGETHER
 from diffslic.training.weights import Weights as Weights
 from diffslic.training.weights import fill as fill
 from diffslic.training.weights import find_weights as find_weights

@@ -47,12 +47,10 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any], partly: bool = Fals
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Settings that differ, by name, with both values: "steps 300 there, 500 here"."""
     there, here = _flat(there), _flat(here)
-    names = [path[-1] for path in {**there, **here}]
-    found = []
-    for path in {**there, **here}:
-        if there.get(path) == here.get(path):
-            continue
-        name = path[-1] if names.count(path[-1]) == 1 else " ".join(path)
+    other = [path for path in {**there, **here} if there.get(path) != here.get(path)]
+    names, found = [path[-1] for path in other], []
+    for path, name in zip(other, names):
+        name = name if names.count(name) == 1 else " ".join(path)
         values = [_told(each.get(path)) for each in (there, here)]
         found.append(f"{name} {values[0]} there, {values[1]} here" if values[0] != values[1] else f"other {name}")
     return found
@@ -70,7 +68,7 @@ def _told(value: Any) -> str:
     if isinstance(value, list):
         return (",".join(map(str, value)) or "none" if len(value) <= TOLD else
                 f"{value[0]} ... ({len(value)} in all)")
-    return "none" if value is None else str(value)
+    return "none" if value in (None, "None") else str(value)  # recipes name weights as text, None too
 
 
 def load_model(model: nn.Module, checkpoint: Mapping[str, Any], path: Path) -> None:
