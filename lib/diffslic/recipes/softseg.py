@@ -193,7 +193,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                           "classical superpixels, ranked by distance (`metrics.retrieval`); the rows of Lab are the "
                           "same for mean colours",
                command=command or f"diffslic.recipes.softseg.train({str(out_dir)!r}, ..., steps={steps})",
-               more={f"{name}, Lab": value for name, value in judge(rgb_to_lab).items()})
+               more=lambda: {f"{name}, Lab": value for name, value in judge(rgb_to_lab).items()})
     return fit
 
 
