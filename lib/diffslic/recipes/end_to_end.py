@@ -125,7 +125,9 @@ def network(head: str | None = None, *, raft: str | Path | None = None, ssn: str
         known = EndToEnd.from_pretrained(start)
         return EndToEnd(known.flow, known.superpixels, known.head, known.n_iters if n_iters is None else n_iters,
                         known.n_spixels if n_spixels is None else n_spixels, not recompute)
-    head = DEFAULTS["head"] if head is None else head
+    head, raft, ssn, n_iters, n_spixels = (
+        DEFAULTS[name] if value is None else value for name, value in
+        {"head": head, "raft": raft, "ssn": ssn, "n_iters": n_iters, "n_spixels": n_spixels}.items())
     if head not in pipeline.HEADS:
         raise ValueError(f"the head is one of {', '.join(pipeline.HEADS)}, got {head!r}")
     if start is not None and head != "unet":
@@ -134,7 +136,7 @@ def network(head: str | None = None, *, raft: str | Path | None = None, ssn: str
     for name, value in (("widths", widths), ("residual", residual)):
         if head != "unet" and value is not None:
             raise ValueError(f"{name} is of a new U-Net: the head is a {head}")
-    superpixels, inputs = SSN.from_pretrained(DEFAULTS["ssn"] if ssn is None else ssn), check_inputs(inputs, start)
+    superpixels, inputs = SSN.from_pretrained(ssn), check_inputs(inputs, start)
     channels = sum(pipeline.channel_counts(superpixels)[name] for name in inputs)
     if start is not None:
         chosen: UNet | SuperpixelTransformer = UNet.from_pretrained(start).train()
@@ -144,9 +146,7 @@ def network(head: str | None = None, *, raft: str | Path | None = None, ssn: str
         chosen = UNet(UNetConfig(channels, widths=tuple(widths or WIDTHS), residual=bool(residual), inputs=inputs))
     else:
         chosen = SuperpixelTransformer(SuperpixelTransformerConfig(channels, inputs=inputs))
-    return EndToEnd(RAFT.from_pretrained(DEFAULTS["raft"] if raft is None else raft), superpixels, chosen,
-                    DEFAULTS["n_iters"] if n_iters is None else n_iters,
-                    DEFAULTS["n_spixels"] if n_spixels is None else n_spixels, not recompute)
+    return EndToEnd(RAFT.from_pretrained(raft), superpixels, chosen, n_iters, n_spixels, not recompute)
 
 
 def _holds_all_parts(start: str | Path) -> bool:

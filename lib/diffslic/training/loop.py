@@ -128,7 +128,8 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
             stay whole, ``loss`` runs under autocast, validation does not.
         workers: processes that make batches ahead of time.
         rates: factors of the learning rate by module of the model ("flow": 0.1); 1 for what is not named.
-        before_step: told the number of each step, from 0, before it is taken: to freeze some parameters, or no longer.
+        before_step: told the number of each step, from 0, before it is taken: to freeze some parameters, or no longer;
+            the same ones in all processes.
         forward_methods: methods of the model that ``loss`` calls instead of the model itself.
 
     Raises:
@@ -182,7 +183,8 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
     for batch in fabric.setup_dataloaders(loader, use_distributed_sampler=False):
         if before_step is not None:
             before_step(state["step"])
-        # DDP would have to search for what is frozen, and warns where it finds nothing: then it leaves gradients alone.
+        # Where parts are frozen for a while DDP would search each step's graph for them, and warn once all learn: so it
+        # leaves the gradients alone, and they are averaged below.
         with fabric.no_backward_sync(wrapped, enabled=before_step is not None):
             with half:
                 value = loss(wrapped, batch).mean()
