@@ -90,7 +90,8 @@ def test_end_to_end(device, keep):
     """Gradients of all parts, activations kept or computed once more."""
     clip = scenes.clips("lab", n_clips=1, n_frames=3, size=SIZE)[0]
     ssn = SSN(SSNConfig(width=4, extra_channels=4, extra_width=4, n_iters=3))
-    net = EndToEnd(RAFT(), ssn, UNet(UNetConfig(25, widths=(4, 8), inputs=pipeline.INPUTS)), 2, 40, keep).train()
+    net = EndToEnd(RAFT(), ssn, UNet(UNetConfig(25, widths=(4, 8), inputs=pipeline.INPUTS)), 2, 40,
+                   keep_activations=keep).train()
     found = []
     for where in ("cpu", device):
         net.to(where).zero_grad()

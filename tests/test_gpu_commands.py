@@ -114,7 +114,7 @@ def unet_of(place, clips, out, **how):
 def end_to_end_of(head):
     def train(place, clips, out, **how):
         shape = {"head": head, "raft": place / "raft.safetensors", "ssn": place / "composite.safetensors",
-                 "widths": (4, 8), "n_iters": 2, "n_spixels": 24, "recompute": True}
+                 "widths": (4, 8) if head == "unet" else None, "n_iters": 2, "n_spixels": 24, "recompute": True}
         return end_to_end.train(out, clips[:2], clips[2:], shape=shape, batch_size=2, joins={"head": 0.0,
                                 "superpixels": 0.0, "flow": 0.5}, **how)
     return train

@@ -215,8 +215,8 @@ def test_flow_is_exported_for_a_composite(capsys, tmp_path):
     (["evaluate", "superpixels", "nowhere", "--out", "cut", "--counts", "a,b"], "--counts must be whole numbers"),
     (["evaluate", "superpixels", "nowhere", "--out", "cut", "--dataset", "coco"], "dataset must be one of 'bsds500'"),
     (["train", "ssn", "--out", "cut", "--dataset", "bsds500"], "bsds500 needs root"),
-    (["train", "ssn", "--out", "cut", "--dataset", "bsds500", "--root", "x", "--model", "composite"],
-     "nothing moves in a photograph"),
+    (["train", "ssn", "--out", "cut", "--dataset", "bsds500", "--root", "x", "--model", "composite", "--start",
+      "bsds500"], "nothing moves in a photograph"),
     (["train", "ssn", "--out", "cut", "--model", "slic"], "model must be one of 'ssn', 'composite', 'spixelfcn'"),
 ])
 def test_bad_input(capsys, images, tmp_path, monkeypatch, arguments, told):

@@ -3,7 +3,6 @@
 import os
 import pickle
 import signal
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -103,7 +102,7 @@ def test_without_resume_it_starts_anew(tmp_path):
 
 def test_another_schedule_or_model_does_not_resume(tmp_path):
     run(tmp_path)
-    with pytest.raises(ValueError, match=r"last.ckpt belongs to a run with another schedule; remove it"):
+    with pytest.raises(ValueError, match=r"last.ckpt is of another run: steps 12 there, 13 here; remove it or choose"):
         run(tmp_path, steps=13)
     (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:100])
     with pytest.raises(ValueError, match=r"last.ckpt is not a whole checkpoint"):
@@ -126,6 +125,42 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
                      higher_is_better=False, device="cpu", progress=False)
 
 
+class NoSlope(torch.autograd.Function):
+    """As it is; the gradient of what is above a limit is NaN, as that of a root at zero."""
+
+    @staticmethod
+    def forward(ctx, x, broken):
+        ctx.broken = broken
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope * (float("nan") if ctx.broken else 1.0), None
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+@pytest.mark.parametrize("what", ["loss", "norm of the gradient"])
+def test_what_is_not_finite_is_told_of_its_step_and_never_kept(tmp_path, what, step):
+    """Validations are after steps 2 and 4: NaN never passes one, also where it is the last step before it."""
+    model = Line()
+
+    def loss(network, batch):
+        broken = torch.equal(batch["x"], make(step - 1)["x"])
+        values = (network(batch["x"]) - batch["y"]).square()[:, 0]
+        return values * float("nan") if broken and what == "loss" else NoSlope.apply(values, broken)
+
+    with pytest.raises(ValueError, match=f"the {what} became nan at step {step}; the learning rate is"):
+        training.fit(model, training.Batches(make), loss, lambda network: {"error": float(network.line.weight)},
+                     training.Schedule(5, 0.1, validate_every=2), tmp_path, monitor="error", higher_is_better=False,
+                     device="cpu", progress=False)
+    assert (tmp_path / "metrics.csv").exists() == (step > 2)
+    if step > 2:
+        assert list(pd.read_csv(tmp_path / "metrics.csv")["step"]) == [2]
+        kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["model"]
+        assert all(value.isfinite().all() for value in kept.values())
+        assert training.load_weights("line", tmp_path / "best.safetensors").state["line.weight"].isfinite().all()
+
+
 def test_the_rate_rises_then_falls():
     schedule = training.Schedule(100, 0.5, warmup=0.1)
     rates = [schedule.rate(step) for step in range(100)]
@@ -135,6 +170,7 @@ def test_the_rate_rises_then_falls():
     assert rates[-1] < 0.01
     with pytest.raises(ValueError, match="steps >= 1"):
         training.Schedule(0, 0.1)
+    assert training.Schedule(3, 0.1, validate_every=500).validate_every == 3
 
 
 def test_weights_round_trip(tmp_path):
@@ -178,86 +214,6 @@ def test_loggers(tmp_path):
         training.open_logger("comet", tmp_path)
 
 
-PROCESSES = """
-import atexit, os, sys, torch
-sys.path[:0] = {path!r}
-# The first to be registered is the last to be called: what is left when the process ends?
-note = open(f"{folder}/group{{os.environ['RANK']}}", "w")
-atexit.register(lambda: print(torch.distributed.is_initialized(), end="", file=note, flush=True))
-from test_training import run
-model, fit = run({folder!r}, steps=6)
-assert list(fit.history["step"]) == [4, 6]
-torch.save(model.state_dict(), f"{folder}/rank{{torch.distributed.get_rank()}}.pt")
-"""
-
-
-def test_two_processes_share_the_batches_and_agree(tmp_path, torchrun):
-    """torchrun on the CPU: both end with the same weights and history, and one of them writes."""
-    (tmp_path / "run.py").write_text(PROCESSES.format(path=[str(Path(__file__).parent)], folder=str(tmp_path)))
-    done = torchrun("run.py")
-    assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert list(pd.read_csv(tmp_path / "metrics.csv")["step"]) == [4, 6]
-    assert [(tmp_path / f"group{rank}").read_text() for rank in (0, 1)] == ["False", "False"]
-    with pytest.raises(ValueError, match=r"last.ckpt belongs to a run with another number of processes"):
-        run(tmp_path, steps=6)
-
-
-KILLED = """
-import sys
-sys.path[:0] = {path!r}
-from test_training import kill, run
-if sys.argv[1] == "first":
-    run("whole")
-    run("broken", stop_at=13, stop=kill)  # the batch of the second process in the seventh step
-run("broken")
-"""
-
-
-def test_a_process_that_is_killed_ends_the_run_and_the_same_command_goes_on_exactly(tmp_path, torchrun):
-    """Dropout draws from the random numbers of each process: those of the second must be taken up as well."""
-    (tmp_path / "run.py").write_text(KILLED.format(path=[str(Path(__file__).parent)]))
-    killed = torchrun("run.py", "first")
-    assert killed.returncode != 0 and "SIGKILL" in killed.stderr
-    assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == ["best.safetensors", "last.ckpt",
-                                                                             "metrics.csv"]
-    assert list(pd.read_csv(tmp_path / "broken" / "metrics.csv")["step"]) == [4]
-    assert torchrun("run.py", "again").returncode == 0
-    whole, broken = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "broken"))
-    assert all(torch.equal(value, broken["model"][key]) for key, value in whole["model"].items())
-    assert torch.equal(whole["random"], broken["random"]) and not torch.equal(*whole["random"])
-    columns = ["step", "loss", "rate", "error"]
-    first, second = (pd.read_csv(tmp_path / name / "metrics.csv")[columns] for name in ("whole", "broken"))
-    pd.testing.assert_frame_equal(first, second, check_exact=True)
-
-
-NOT_FINITE = """
-import os, sys
-sys.path[:0] = {path!r}
-from test_training import Line, make, training
-rank = os.environ["RANK"]
-
-def loss(network, batch):
-    failed = rank == "1" and batch["x"][0] == make(5)["x"][0]  # in the third step
-    return network(batch["x"]).square().sum(1) * (float("nan") if failed else 1.0)
-
-try:
-    training.fit(Line(), training.Batches(make), loss, lambda network: {{"error": 0.0}}, training.Schedule(9, 0.1),
-                 "out", monitor="error", higher_is_better=False, device="cpu", progress=False)
-except ValueError as error:
-    open("told" + rank, "w").write(str(error))
-"""
-
-
-def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path, torchrun):
-    (tmp_path / "run.py").write_text(NOT_FINITE.format(path=[str(Path(__file__).parent)]))
-    done = torchrun("run.py")
-    assert done.returncode == 0, done.stderr
-    told = [(tmp_path / f"told{rank}").read_text() for rank in (0, 1)]
-    assert told[0] == told[1] and told[0].startswith("the loss became nan at step 3")
-
-
 @pytest.mark.parametrize("precision, product", [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
 def test_mixed_precision_rounds_products_and_nothing_else(tmp_path, precision, product):
     seen = []
@@ -280,8 +236,34 @@ def test_another_precision_is_refused(tmp_path):
     with pytest.raises(ValueError, match="precision must be 32-true or bf16-mixed, got '16-mixed'"):
         run(tmp_path, precision="16-mixed")
     run(tmp_path)
-    with pytest.raises(ValueError, match="another precision"):
+    with pytest.raises(ValueError, match="precision 32-true there, bf16-mixed here"):
         run(tmp_path, precision="bf16-mixed")
+
+
+@pytest.mark.gpu
+def test_steps_never_wait(device, tmp_path):
+    """Between validations the host reads the loss, but nothing makes it wait for all that a GPU has to do."""
+    where, steps = torch.device(device), []
+
+    def watch(mode):
+        if where.type == "cuda":
+            torch.cuda.set_sync_debug_mode(mode)
+
+    def before_step(step):
+        watch("error" if step else "default")  # the optimiser makes its moments in the first
+        steps.append(step)
+
+    def validate(network):
+        watch("default")
+        return {"error": 0.0}
+
+    try:
+        training.fit(Line(), training.Batches(make), lambda network, batch: network(batch["x"]).square().sum(1),
+                     validate, training.Schedule(6, 0.1, validate_every=3), tmp_path, monitor="error",
+                     higher_is_better=False, device=device, progress=False, before_step=before_step)
+    finally:
+        watch("default")
+    assert steps == list(range(6))
 
 
 @pytest.mark.gpu
@@ -325,14 +307,6 @@ def test_a_part_has_a_rate_of_its_own_and_may_join_later(tmp_path):
     assert abs(values[3] - values[2]) == pytest.approx(0.01 * training.Schedule(4, 0.1, warmup=0).rate(2), rel=1e-3)
 
 
-def test_under_torchrun_a_process_takes_its_gpu(monkeypatch):
-    assert training.own_device("cuda") == "cuda" and training.own_share("abc") == ["a", "b", "c"]
-    for name, value in (("LOCAL_RANK", "1"), ("RANK", "5"), ("WORLD_SIZE", "8")):
-        monkeypatch.setenv(name, value)
-    assert [training.own_device(device) for device in ("cuda", "cuda:3", "cpu")] == ["cuda:1", "cuda:3", "cpu"]
-    assert training.own_share(range(16)) == [5, 13]
-
-
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no device 'foo' here"):
         training.check_device("foo")
@@ -341,8 +315,45 @@ def test_a_device_that_is_not_there_is_named():
 def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
     run(tmp_path, settings={"seed": 1})
     run(tmp_path, settings={"seed": 1})
-    with pytest.raises(ValueError, match=r"last.ckpt belongs to a run with another seed"):
+    with pytest.raises(ValueError, match=r"last.ckpt is of another run: seed 1 there, 2 here;"):
         run(tmp_path, settings={"seed": 2})
+
+
+@pytest.mark.parametrize("settings, told", [
+    ({"shape": {"head": "unet", "inputs": ["flow"]}}, "inputs flow,image there, flow here;"),
+    ({"shape": {"head": "mlp", "inputs": []}}, "head unet there, mlp here; inputs flow,image there, none here;"),
+    ({"shape": {"head": "mlp"}, "joins": {"head": 0.5}}, "joins head 0.1 there, 0.5 here;"),  # two of one name
+    ({"start": "motion"}, "start none there, motion here;"),
+    ({"clips": ["a"] * 9}, r"clips a \.\.\. \(8 in all\) there, a \.\.\. \(9 in all\) here;"),
+    ({"clips": [*"aaaaaaab"]}, "run: other clips;"),
+    ({"frozen": ["flow"]}, "frozen none there, flow here;"),
+    ({"one": 1, "two": 2, "three": 3, "four": 4, "five": 5},
+     "four none there, 4 here; and 1 more; remove it"),
+])
+def test_what_differs_from_the_run_of_a_folder_is_named_with_both_values(tmp_path, settings, told):
+    known = {"shape": {"head": "unet", "inputs": ["flow", "image"]}, "joins": {"head": 0.1}, "start": None,
+             "clips": ["a"] * 8, "frozen": []}
+    run(tmp_path, settings=known)
+    with pytest.raises(ValueError, match=told):
+        run(tmp_path, settings={**known, **settings})
+
+
+def test_another_run_is_refused_by_what_is_known_of_it_before_its_data(tmp_path, monkeypatch):
+    schedule = training.Schedule(12, 0.1, validate_every=4)
+    training.check_resume(tmp_path, schedule, {"seed": 1})  # nothing is there
+    run(tmp_path, settings={"seed": 1, "clips": ["a"]})
+    training.check_resume(tmp_path, schedule, {"seed": 1})
+    training.check_resume(tmp_path, schedule, {})
+    with pytest.raises(ValueError, match=r"last.ckpt is of another run: seed 1 there, 2 here; remove"):
+        training.check_resume(tmp_path, schedule, {"seed": 2})
+    with pytest.raises(ValueError, match="learning_rate 0.1 there, 0.2 here; number of processes 1 there, 3 here"):
+        training.check_resume(tmp_path, training.Schedule(12, 0.2, validate_every=4), {}, devices=3)
+    with pytest.raises(ValueError, match="precision must be 32-true or bf16-mixed, got '16'"):
+        training.check_resume(tmp_path, schedule, {}, precision="16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="number of processes 1 there, 4 here"):
+        training.check_resume(tmp_path, schedule, {})
 
 
 class Note:

@@ -64,8 +64,12 @@ def test_seeds_alone_show_the_spread_and_change_no_baseline(tmp_path, command, c
 
 @pytest.mark.parametrize("arguments, told", [
     (["--seeds", "0,1", "--update-baseline"], "tolerances need 3 seeds at least (--seeds 0,1,2), got 0, 1"),
-    (["--seeds", "0", "--update-baseline"], "got 0"), (["--seeds", "3"], "two at least, all different, got 3"),
-    (["--seeds", "1,2,1", "--update-baseline"], "all different"), (["--seeds", "a,b"], "--seeds must be whole numbers"),
+    (["--seeds", "0", "--update-baseline"], "got 0"),
+    (["--seeds", "3"], "--seeds must be two or more, all different, such as 0,1,2, for there is no spread over fewer; "
+                       "got '3', a single one is -p seed 3"),
+    (["--seeds", "0,0"], "two or more, all different, such as 0,1,2"), (["--seeds", ""], "such as 0,1,2, got ''"),
+    (["--seeds", "1,2,1", "--update-baseline"], "all different"),
+    (["--seeds", "a,b"], "--seeds must be whole numbers with commas between, such as 0,1,2, got 'a,b'"),
     (["--device", "cuda", "--update-baseline"], "tolerances need 3 seeds at least (--seeds 0,1,2), got none"),
     (["--device", "cuda:99"], "no device 'cuda:99' here"), (["--profile", "huge"], "profile must be one of 'smoke'"),
     (["--seeds", "0,1,2", "-p", "seed", "3"], "seed is given by --seeds already"),

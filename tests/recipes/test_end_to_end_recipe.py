@@ -10,8 +10,10 @@ import torch
 
 from diffslic import cli, datasets, gate, pipeline
 from diffslic.datasets.clip import VOID
+from diffslic.flow import RAFT
 from diffslic.pipeline import PARTS, EndToEnd
 from diffslic.recipes import augment, comparison, end_to_end, unet
+from diffslic.segmentation import MotionNet, MotionNetConfig, UNet
 from diffslic.superpixels import SSN, SSNConfig, label_reconstruction, soft_slic
 
 SIZE = (48, 64)
@@ -116,7 +118,9 @@ def test_it_learns(clips, ssn, tmp_path):
     fit = trained(tmp_path, clips, ssn, steps=24, validate_every=8, joins=dict.fromkeys(PARTS, 0.0))
     losses = fit.history["loss"].to_numpy()
     assert losses[-1] < losses[0]
-    assert "End to end: flow, superpixels, head" in (tmp_path / "card.md").read_text(encoding="utf-8")
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert "End to end: flow, superpixels, head" in card
+    assert "; head learns from step 1, superpixels from step 1, flow from step 1 |" in card
     masks = end_to_end.predict(EndToEnd.from_pretrained(fit.weights), clips[2])
     assert masks.shape == (4, *SIZE) and masks.dtype == np.uint8
 
@@ -125,8 +129,59 @@ def test_a_default_that_is_named_is_the_same_run(clips, ssn, tmp_path):
     trained(tmp_path, clips, ssn)
     again = trained(tmp_path, clips, ssn, shape={**SHAPE, "ssn": ssn, "head": "unet", "recompute": True})
     assert list(again.history["step"]) == [2, 4]
-    with pytest.raises(ValueError, match="belongs to a run with another shape"):
-        trained(tmp_path, clips, ssn, shape={**SHAPE, "ssn": ssn, "head": "transformer"})
+    with pytest.raises(ValueError, match="last.ckpt is of another run: head unet there, transformer here; widths"):
+        trained(tmp_path, clips, ssn, shape={"n_iters": 1, "n_spixels": 20, "ssn": ssn, "head": "transformer"})
+
+
+def test_it_goes_on_from_a_file_of_its_own(clips, ssn, tmp_path):
+    fit = trained(tmp_path / "first", clips, ssn, steps=2)
+    known = EndToEnd.from_pretrained(fit.weights)
+    again = end_to_end.network(start=fit.weights, recompute=True)
+    assert (again.n_iters, again.n_spixels, again.keep_activations) == (1, 20, False)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in known.state_dict().items())
+    other = end_to_end.network(start=fit.weights, n_iters=3, n_spixels=30, polished=False)
+    assert (other.n_iters, other.n_spixels, other.polished, again.polished) == (3, 30, False, True)
+    more = trained(tmp_path / "more", clips, ssn, shape={"start": fit.weights}, steps=2)
+    made = EndToEnd.from_pretrained(more.weights)
+    assert any(not torch.equal(value, made.state_dict()[name]) for name, value in known.state_dict().items())
+    again = trained(tmp_path / "more", clips, ssn, shape={"start": fit.weights, "n_iters": 1, "head": None}, steps=2)
+    assert again.seconds == more.seconds  # the same run
+    with pytest.raises(ValueError, match="another run: n_iters 1 there, 2 here;"):
+        trained(tmp_path / "more", clips, ssn, shape={"start": fit.weights, "n_iters": 2}, steps=2)
+
+
+@pytest.mark.parametrize("name, value", [("head", "unet"), ("raft", "small"), ("ssn", "composite-davis2016"),
+                                         ("inputs", ["flow"]), ("widths", (4, 8)), ("residual", False)])
+def test_a_file_with_all_parts_is_not_mixed_with_others(clips, tmp_path, name, value):
+    end_to_end.network(n_iters=1, widths=(4, 8)).save(tmp_path / "all.safetensors")
+    with pytest.raises(ValueError, match=rf"^{name} is of a new network: .*all.safetensors has its own$"):
+        end_to_end.network(start=tmp_path / "all.safetensors", **{name: value})
+
+
+def test_a_file_in_the_wrong_place_is_told_what_it_is(tmp_path):
+    together, alone = tmp_path / "all.safetensors", tmp_path / "unet.safetensors"
+    net = end_to_end.network(n_iters=1, widths=(4, 8))
+    net.save(together)
+    told = (f"^{together} holds flow, superpixels and masks trained end to end: it is for segment --method end-to-end "
+            "--weights and for train unet --end-to-end --start$")
+    for network in (UNet, RAFT, SSN, MotionNet):
+        with pytest.raises(ValueError, match=told):
+            network.from_pretrained(together)
+    for part, told in ((net.head, "a U-Net, which is for --method unet"), (net.flow, "a RAFT, which is for --raft"),
+                       (net.superpixels, "an SSN, which is for --ssn"), (MotionNet(MotionNetConfig()), "a MotionNet")):
+        part.save(alone)
+        with pytest.raises(ValueError, match=f"{alone} does not hold a network trained end to end, but {told}"):
+            EndToEnd.from_pretrained(alone)
+
+
+@pytest.mark.parametrize("frozen, steps, told", [
+    ((), 300, "head learns from step 1, superpixels from step 31, flow from step 61"),
+    (("head",), 300, "superpixels learns from step 1, flow from step 31"),
+    (("superpixels", "head"), 300, "flow learns from step 1"),
+    ((), 4, "head learns from step 1, superpixels from step 2, flow from step 2"),
+])
+def test_it_is_told_when_parts_begin_to_learn(frozen, steps, told):
+    assert end_to_end.told_in_order(end_to_end.first_steps(steps, frozen)) == told
 
 
 def test_the_photometric_loss_tells_there_from_back(clips):
@@ -174,6 +229,10 @@ def test_bad_settings_are_refused(clips, ssn, tmp_path):
         end_to_end.network("transformer", start="motion")
     with pytest.raises(ValueError, match="the input 'depth' is unknown"):
         end_to_end.network(inputs=["depth"])
+    with pytest.raises(ValueError, match="widths is of a new network: motion has its own"):
+        end_to_end.network(start="motion", widths=(4, 8))
+    with pytest.raises(ValueError, match="residual is of a new U-Net: the head is a transformer"):
+        end_to_end.network("transformer", residual=True)
     with pytest.raises(ValueError, match="inputs must begin with those of motion"):
         end_to_end.network(start="motion", inputs=["image"])
     with pytest.raises(ValueError, match="flow reads flow: that cannot become flow, image"):
@@ -252,9 +311,23 @@ def test_commands(ssn, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     command = ["train", "unet", "--end-to-end", "--out", str(out), "--n-clips", "2", "--n-frames", "3", "--steps", "1",
                "--batch-size", "1", "--ssn", str(ssn), "--n-iters", "1", "--n-spixels", "20", "--widths", "4,8",
-               "--freeze", "flow", "--photometric", "0.1", "--recompute", "--device", "cpu", "--workers", "0", "--json"]
+               "--no-polish", "--freeze", "flow", "--photometric", "0.1", "--recompute", "--device", "cpu", "--workers", "0", "--json"]
     assert cli.main(command) == 0
     assert json.loads(capsys.readouterr().out)["best_step"] == 1
+    weights = str(out / "best.safetensors")
+    more = ["train", "unet", "--end-to-end", "--start", weights, "--out", str(tmp_path / "more"), "--n-clips", "2",
+            "--n-frames", "3", "--steps", "2", "--batch-size", "1", "--device", "cpu", "--workers", "0"]
+    assert cli.main(more) == 0
+    told = capsys.readouterr()
+    assert "head learns from step 1, superpixels from step 2, flow from step 2\n" in told.err
+    assert EndToEnd.from_pretrained(tmp_path / "more" / "best.safetensors").n_spixels == 20
+    for refused, words in ((["--raft", "small"], "raft is of a new network"),
+                           (["--widths", "4,8"], "widths is of a new network"),
+                           (["--no-residual"], "residual is of a new network")):
+        assert cli.main([*more, *refused]) == 2
+        assert words in capsys.readouterr().err
+    assert cli.main(["train", "unet", "--start", weights, "--out", str(tmp_path / "x")]) == 2
+    assert "it is for segment --method end-to-end --weights and for train unet" in capsys.readouterr().err
     assert cli.main(["scenes", str(tmp_path / "davis"), "--n-clips", "1", "--n-frames", "3", "--size", "48", "64"]) == 0
     frames = next((tmp_path / "davis" / "JPEGImages").glob("*/*"))
     assert cli.main(["segment", str(frames), "--method", "end-to-end", "--weights", str(out / "best.safetensors"),
@@ -265,6 +338,12 @@ def test_commands(ssn, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("arguments, words", [
     (["--head", "transformer"], "--head is of --end-to-end"),
     (["--recompute"], "--recompute is of --end-to-end"),
+    (["--no-polish"], "--polish is of --end-to-end"),
+    (["--start", "motion", "--widths", "4,8"], "widths is of a new network: motion has its own"),
+    (["--start", "motion", "--residual"], "residual is of a new network: motion has its own"),
+    (["--end-to-end", "--start", "motion", "--widths", "4,8"], "widths is of a new network: motion has its own"),
+    (["--end-to-end", "--head", "transformer", "--widths", "4,8"], "widths is of a new U-Net: the head is a"),
+    (["--end-to-end", "--cache", "cache"], "--cache is for what is computed beforehand: --end-to-end keeps nothing"),
     (["--end-to-end", "--head", "mlp"], "the head is one of unet, transformer, got 'mlp'"),
     (["--end-to-end", "--ssn", "scenes"], "must be those of a composite SSN"),
     (["--end-to-end", "--inputs", "flow,depth"], "the input 'depth' is unknown"),

@@ -134,4 +134,5 @@ def test_two_processes_train_end_to_end_as_one_does_while_parts_join(tmp_path, t
     (tmp_path / "run.py").write_text(TOGETHER.format(path=[str(Path(__file__).parent)]))
     done = torchrun("run.py")
     assert done.returncode == 0, done.stderr
+    assert "find_unused_parameters" not in done.stderr
     compare(tmp_path / "two", train_end_to_end(tmp_path / "one", batch_size=4))

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import typer
 
-from diffslic.cli import data, depth, evaluate, notebooks, train, use  # noqa: F401  (importing them adds their commands)
+# Importing them adds their commands.
+from diffslic.cli import data, depth, evaluate, notebooks, train, train_motion, use  # noqa: F401
 from diffslic.cli.common import app as app
 from diffslic.cli.common import show as show
 

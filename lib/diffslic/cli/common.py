@@ -24,6 +24,8 @@ Split = Annotated[str, typer.Option(help="Of DAVIS: all, train, val, dev_train, 
 Resolution = Annotated[str, typer.Option(help="Of DAVIS: the folder below JPEGImages.")]
 TrainOut = Annotated[Path, typer.Option("--out", help="metrics.csv, last.ckpt and best.safetensors go here.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
+ValidateEvery = Annotated[int, typer.Option(min=1, help="Steps between validations; a stopped run goes on from the "
+                                                        "last.")]
 Start = Annotated[str | None, typer.Option(help="Weights to start from: a shipped name or a file.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
@@ -48,10 +50,10 @@ def show(figures: Mapping[str, Any], as_json: bool) -> None:
         print(f"{name:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")
 
 
-def numbers(text: str, option: str) -> list[int]:
+def numbers(text: str, option: str, example: str = "16,32") -> list[int]:
     """Whole numbers with commas between them."""
     if not all(word.strip().isdecimal() for word in text.split(",")):
-        raise ValueError(f"{option} must be whole numbers with commas between, such as 16,32, got {text!r}")
+        raise ValueError(f"{option} must be whole numbers with commas between, such as {example}, got {text!r}")
     return [int(word) for word in text.split(",")]
 
 

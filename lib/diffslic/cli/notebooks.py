@@ -76,9 +76,12 @@ def notebooks(
             raise ValueError(f"-p takes a name and a value, got only {pair!r}")
         values[name] = gate.parse_value(value)
     out, folder, baselines = out or gate.RUNS, folder or gate.NOTEBOOKS, baselines or gate.BASELINES
-    drawn = numbers(seeds, "--seeds") if seeds else []
+    drawn = [] if seeds is None else numbers(seeds, "--seeds", "0,1,2")
     if update_baseline:
         gate.check_baseline_parameters(values, drawn)
+    if seeds is not None and (len(drawn) < 2 or len(set(drawn)) < len(drawn)):
+        raise ValueError("--seeds must be two or more, all different, such as 0,1,2, for there is no spread over "
+                         f"fewer; got {seeds!r}, a single one is -p seed {drawn[0]}")
     check_device(device)
     # The bar is for a person: it stays out of a log and away from --json.
     bar = None if as_json else lambda text: (sys.stderr.write(text), sys.stderr.flush())

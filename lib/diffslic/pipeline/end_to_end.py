@@ -6,7 +6,7 @@ nothing is kept: what the loss says about a mask reaches the features that find 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from diffslic.pipeline.inputs import INPUTS, LEAST_SPREAD, N_SPIXELS
 from diffslic.pipeline.precompute import video_flow_both_ways
 from diffslic.pipeline.predict import logits_of_views
 from diffslic.segmentation import (
+    MotionNetConfig,
     SuperpixelTransformer,
     SuperpixelTransformerConfig,
     UNet,
@@ -30,6 +31,10 @@ from diffslic.superpixels import SSN, SoftSLIC, SSNConfig, reconstruct
 
 PARTS = ("head", "superpixels", "flow")  # in the order in which they begin to learn
 HEADS = {"unet": (UNet, UNetConfig), "transformer": (SuperpixelTransformer, SuperpixelTransformerConfig)}
+# What other files hold, and where they are for: told to whoever gives one as a network trained end to end.
+OTHERS = {UNetConfig: "a U-Net, which is for --method unet and for --start of train unet",
+          RAFTConfig: "a RAFT, which is for --raft", SSNConfig: "an SSN, which is for --ssn",
+          MotionNetConfig: "a MotionNet, which is for --method em or spacetime"}
 
 
 class Prediction(NamedTuple):
@@ -201,6 +206,9 @@ class EndToEnd(nn.Module):
             FileNotFoundError: no such file. ValueError: weights of another network.
         """
         state, config = training.load_weights("end-to-end", path)
+        for other, told in OTHERS.items():
+            if config and config.keys() <= {field.name for field in fields(other)}:
+                raise ValueError(f"{path} does not hold a network trained end to end, but {told}")
         try:
             head, head_config = HEADS[config["head"]]
             net = cls(RAFT(RAFTConfig(**config["flow"])), SSN(SSNConfig(**config["superpixels"])),

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ UNMEASURED = ". Not yet trained or measured on a GPU."
 
 
 def write_card(folder: str | Path, fit: FitResult, *, name: str, what: str, data: str, validation: str, command: str,
-               gpu_command: str, limits: str, more: Mapping[str, float] | None = None) -> None:
+               gpu_command: str, limits: str, more: Callable[[], Mapping[str, float]] = dict) -> None:
     """Write ``card.md`` into the folder of a training run; under torchrun the first process does.
 
     Args:
@@ -48,13 +48,13 @@ def write_card(folder: str | Path, fit: FitResult, *, name: str, what: str, data
         data, validation: what it learned from and was weighed on.
         command, gpu_command: what makes these weights again, and what would make better ones.
         limits: what it should not be trusted with.
-        more: figures beside those of the validation.
+        more: makes figures beside those of the validation; called by the process that writes.
     """
     if not fit.first:
         return
     history = fit.history
     best = history[history["step"] == fit.best_step].iloc[-1].drop(["step", "seconds", "rate"])
-    figures = {**best.to_dict(), **(more or {})}
+    figures = {**best.to_dict(), **more()}
     path = Path(folder) / "card.md"
     with written_whole(path) as temporary:
         temporary.write_text(CARD.format(

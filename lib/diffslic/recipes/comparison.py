@@ -32,7 +32,7 @@ PRE_GENERATED: dict[str, dict[str, Any]] = {
     "pre-generated, not polished": {"polished": False},
 }
 # What learns in one graph, and with which head.
-TOGETHER: dict[str, dict[str, Any]] = {
+IN_ONE_GRAPH: dict[str, dict[str, Any]] = {
     "head alone, in one graph": {"frozen": ("flow", "superpixels")},
     "end to end": {"frozen": ()},
     "flow frozen": {"frozen": ("flow",)},
@@ -42,7 +42,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "transformer, end to end": {"frozen": (), "head": "transformer"},
     "end to end, not polished": {"frozen": (), "polished": False},
 }
-ARMS = PRE_GENERATED | TOGETHER
+ARMS = PRE_GENERATED | IN_ONE_GRAPH
 
 
 class Clips(NamedTuple):
@@ -106,7 +106,7 @@ def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, see
                 head = UNet.from_pretrained(fit.weights, device)
                 masks = [pipeline.predict(head, clip) for clip in test]
             else:
-                shape = {"n_iters": n_iters, "n_spixels": n_spixels, **TOGETHER[arm]}
+                shape = {"n_iters": n_iters, "n_spixels": n_spixels, **IN_ONE_GRAPH[arm]}
                 if "head" in shape["frozen"]:
                     shape["start"] = folder / _folder_name(BASE) / str(seed) / "best.safetensors"
                 fit = end_to_end.train(here, clips.train, clips.validation, frozen=shape.pop("frozen"), shape=shape,

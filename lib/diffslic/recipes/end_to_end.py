@@ -4,9 +4,9 @@ The head starts from nothing and would at first send noise to parts that are tra
 while; then the superpixels join, then the flow.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,15 @@ from diffslic.flow import RAFT, photometric_loss
 from diffslic.pipeline import PARTS, EndToEnd, Prediction
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
-from diffslic.recipes.unet import MEMORY, WITHHELD, check_inputs, score
+from diffslic.recipes.unet import MEMORY, WIDTHS, WITHHELD, check_inputs, check_shape, score
 from diffslic.segmentation import SuperpixelTransformer, SuperpixelTransformerConfig, UNet, UNetConfig, bce_dice
 from diffslic.superpixels import SSN, compactness, label_reconstruction
 
 CROP = (240, 432)  # of frames; smaller ones are taken whole
 JOINS = {"head": 0.0, "superpixels": 0.1, "flow": 0.2}  # share of the steps after which a part learns
+DEFAULTS = {"head": "unet", "raft": "small", "ssn": "composite-davis2016", "inputs": None, "widths": WIDTHS,
+            "residual": False, "start": None, "n_iters": 12, "n_spixels": pipeline.N_SPIXELS,
+            "polished": True}  # of a network
 RATES = {"superpixels": 0.1, "flow": 0.1}  # of the head's: what is trained already moves slowly
 CARD = {"what": "Masks of what moves by itself, from three frames: flow, superpixels and masks learned together.",
         "gpu_command": "diffslic train unet --end-to-end --out runs/end-to-end --n-clips 1000 --n-frames 6 "
@@ -100,24 +103,43 @@ class Triples:
         return shown, torch.block_diag(*parts.values())
 
 
-def network(head: str = "unet", *, raft: str | Path = "small", ssn: str | Path = "composite-davis2016",
-            inputs: Sequence[str] | None = None, widths: Sequence[int] = (16, 32, 64, 128, 128),
-            residual: bool = False, start: str | Path | None = None, n_iters: int = 12,
-            n_spixels: int = pipeline.N_SPIXELS, polished: bool = True, recompute: bool = False) -> EndToEnd:
-    """The network before it is trained.
+def network(head: str | None = None, *, raft: str | Path | None = None, ssn: str | Path | None = None,
+            inputs: Sequence[str] | None = None, widths: Sequence[int] | None = None, residual: bool | None = None,
+            start: str | Path | None = None, n_iters: int | None = None, n_spixels: int | None = None,
+            polished: bool | None = None, recompute: bool = False) -> EndToEnd:
+    """The network before it is trained; what is not given is as :data:`DEFAULTS` say, or as ``start``.
 
     Args:
         head: "unet", or "transformer" over superpixels.
         raft, ssn: weights of the parts to start from, by name or file; the SSN is a composite.
         inputs: of the head, any of ``pipeline.INPUTS``; None: those of ``start``, or all. widths, residual: of a new
             U-Net.
-        start: weights of a U-Net to start from, whose inputs and shape count then.
+        start: weights to start from: a U-Net's, for the head; or a file of :class:`diffslic.pipeline.EndToEnd`, from
+            which all parts are taken, so that of the arguments only the four that follow go with it.
         n_iters, n_spixels, polished: see :class:`diffslic.pipeline.EndToEnd`. recompute: activations, in less memory.
+
+    Raises:
+        ValueError: what does not go together, or does not exist.
     """
+    if start is not None and _holds_all_parts(start):
+        check_shape(start, head=head, raft=raft, ssn=ssn, inputs=inputs, widths=widths, residual=residual)
+        known = EndToEnd.from_pretrained(start)
+        n_iters, n_spixels, polished = (
+            before if value is None else value for before, value in
+            ((known.n_iters, n_iters), (known.n_spixels, n_spixels), (known.polished, polished)))
+        return EndToEnd(known.flow, known.superpixels, known.head, n_iters, n_spixels, polished, not recompute)
+    head, raft, ssn, n_iters, n_spixels, polished = (
+        DEFAULTS[name] if value is None else value for name, value in
+        {"head": head, "raft": raft, "ssn": ssn, "n_iters": n_iters, "n_spixels": n_spixels,
+         "polished": polished}.items())
     if head not in pipeline.HEADS:
         raise ValueError(f"the head is one of {', '.join(pipeline.HEADS)}, got {head!r}")
     if start is not None and head != "unet":
-        raise ValueError("weights to start from are those of a U-Net; a transformer starts from nothing")
+        raise ValueError("weights to start from are a U-Net's, or all parts; a transformer starts from nothing")
+    check_shape(start, widths=widths, residual=residual)
+    for name, value in (("widths", widths), ("residual", residual)):
+        if head != "unet" and value is not None:
+            raise ValueError(f"{name} is of a new U-Net: the head is a {head}")
     superpixels, inputs = SSN.from_pretrained(ssn), check_inputs(inputs, start)
     channels = sum(pipeline.channel_counts(superpixels)[name] for name in inputs)
     if start is not None:
@@ -125,10 +147,37 @@ def network(head: str = "unet", *, raft: str | Path = "small", ssn: str | Path =
         if chosen.config.inputs != inputs:
             raise ValueError(f"{start} reads {', '.join(chosen.config.inputs)}: that cannot become {', '.join(inputs)}")
     elif head == "unet":
-        chosen = UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=inputs))
+        chosen = UNet(UNetConfig(channels, widths=tuple(widths or WIDTHS), residual=bool(residual), inputs=inputs))
     else:
         chosen = SuperpixelTransformer(SuperpixelTransformerConfig(channels, inputs=inputs))
     return EndToEnd(RAFT.from_pretrained(raft), superpixels, chosen, n_iters, n_spixels, polished, not recompute)
+
+
+def _holds_all_parts(start: str | Path) -> bool:
+    """Whether weights are those of a whole network, not of a U-Net alone."""
+    return training.TOGETHER <= training.load_weights("end-to-end", training.find_weights("unet", start)).config.keys()
+
+
+def first_steps(steps: int, frozen: Sequence[str] = (), joins: Mapping[str, float] = JOINS) -> dict[str, int]:
+    """How many steps are taken before each part that is not frozen begins to learn; the first of them begins at once.
+
+    Raises:
+        ValueError: a part that does not exist is frozen, or all are.
+    """
+    for name in frozen:
+        if name not in PARTS:
+            raise ValueError(f"there is no part {name!r} to freeze; parts are {', '.join(PARTS)}")
+    learning = [name for name in PARTS if name not in frozen]
+    if not learning:
+        raise ValueError(f"of {', '.join(PARTS)} one at least must learn: all are frozen")
+    first = min(joins[name] for name in learning)
+    return {name: math.ceil(max(0, joins[name] - first) * steps) for name in learning}
+
+
+def told_in_order(first: Mapping[str, int]) -> str:
+    """What :func:`first_steps` found, in words: "head learns from step 1, superpixels from step 31"."""
+    return ", ".join(f"{name} {'' if number else 'learns '}from step {step + 1}"
+                     for number, (name, step) in enumerate(first.items()))
 
 
 def losses(seen: Prediction, batch: training.Batch, weights: Weights) -> Tensor:
@@ -154,18 +203,14 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
 
     Args:
         clips, validation: with frames and labels, three frames at least; split by sequence.
-        shape: arguments of :func:`network`.
+        shape: arguments of :func:`network`; what is None counts as not given.
         frozen: parts (``pipeline.PARTS``) that never learn. joins: share of the steps after which the others do.
         weights: of the losses beside that of the mask.
         learning_rate: of the head; the other parts have :data:`RATES` of it.
         command: what the card says makes these weights again.
     """
     check_apart(clips, validation)
-    for name in frozen:
-        if name not in PARTS:
-            raise ValueError(f"there is no part {name!r} to freeze; parts are {', '.join(PARTS)}")
-    if set(frozen) == set(PARTS):
-        raise ValueError(f"of {', '.join(PARTS)} one at least must learn: all are frozen")
+    first = first_steps(steps, frozen, joins)
     for name, weight in weights._asdict().items():
         if not 0 <= weight < float("inf"):
             raise ValueError(f"the weight of a loss must be finite and not negative, got {name} {weight}")
@@ -173,21 +218,21 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     model = network(**(shape or {})).train()
     channels = pipeline.channel_counts(model.superpixels)
     triples = Triples(clips, {name: channels[name] for name in model.head.config.inputs}, batch_size, seed)
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
-    first = min(joins[name] for name in PARTS if name not in frozen)  # something learns from the first step on
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         seen = network(batch["before"], batch["frame"], batch["after"], batch["mixing"], batch["shown"])
         return losses(seen, batch, weights)
 
     def unfreeze(step: int) -> None:
-        model.learn([name for name in PARTS if name not in frozen and step >= max(0, joins[name] - first) * steps])
+        model.learn([name for name in first if step >= first[name]])
 
-    asked = signature(network).bind(**(shape or {}))
-    asked.apply_defaults()  # a default that is named is the same run
+    # A default that is named is the same run.
+    asked = {name: value for name, value in (shape or {}).items() if value is not None and name != "recompute"}
+    asked |= {"n_iters": model.n_iters, "n_spixels": model.n_spixels, "polished": model.polished,
+              "widths": tuple(asked.get("widths", WIDTHS))}
     settings = {"frozen": list(frozen), "weights": weights._asdict(), "joins": dict(joins), "batch_size": batch_size,
-                "shape": {name: str(value) for name, value in asked.arguments.items() if name != "recompute"},
-                "seed": seed,
+                "shape": {name: str(value) for name, value in {**DEFAULTS, **asked}.items()}, "seed": seed,
                 "clips": [clip.name for clip in clips]}
     fit = training.fit(model, training.Batches(triples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, rates=RATES,
@@ -195,8 +240,9 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                        resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"End to end: {', '.join(PARTS[::-1])}", **CARD,
                data=f"{len(clips)} clips ({clips[0].name} ...), {len(triples.frames)} triples, {batch_size} a step and "
-                    f"process; {model.n_iters} corrections of the flow, {model.n_spixels} superpixels"
-                    + (f"; frozen: {', '.join(frozen)}" if frozen else ""),
+                    f"process; {model.n_iters} corrections of the flow{', polished' * model.polished}, "
+                    f"{model.n_spixels} superpixels"
+                    f"; {told_in_order(first)}" + (f"; frozen: {', '.join(frozen)}" if frozen else ""),
                validation=f"{len(validation)} other clips ({validation[0].name} ...), DAVIS 2016 protocol",
                command=command or f"diffslic.recipes.end_to_end.train({str(out_dir)!r}, ..., steps={steps})")
     return fit

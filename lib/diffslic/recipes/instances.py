@@ -47,13 +47,12 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     torch.manual_seed(seed)
     model = network(start, n_bodies)
     samples = Samples(clips, model.config.inputs, batch_size, seed)
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return matched_loss(body_logits(network, batch["input"]), batch["labels"], VOID)
 
-    settings = {"n_bodies": n_bodies, "batch_size": batch_size, "start": str(start), "seed": seed,
-                "clips": [clip.name for clip in clips]}
+    settings = {**settings_of(start, n_bodies, batch_size, seed), "clips": [clip.name for clip in clips]}
     fit = training.fit(model, training.Batches(samples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, device=device, devices=devices,
                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
@@ -64,6 +63,11 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                           "body with the mask assigned to it, frame by frame",
                command=command or f"diffslic.recipes.instances.train({str(out_dir)!r}, ..., steps={steps})")
     return fit
+
+
+def settings_of(start: str | Path, n_bodies: int, batch_size: int, seed: int) -> dict[str, Any]:
+    """What makes a run what it is, but for its clips: known before they are prepared. See :func:`train`."""
+    return {"n_bodies": n_bodies, "batch_size": batch_size, "start": str(start), "seed": seed}
 
 
 def network(start: str | Path, n_bodies: int = N_BODIES) -> UNet:

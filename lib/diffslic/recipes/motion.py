@@ -239,13 +239,12 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     torch.manual_seed(seed)
     model = network(config, start)
     samples = Windows(clips, model, augmentation, batch_size, seed, loss)
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
 
     def batch_loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return loss(network(batch["input"]).float().softmax(1), batch["flow"])
 
-    settings = {"config": asdict(model.config), "loss": asdict(loss), "start": str(start),
-                "seed": seed, "augmentation": asdict(augmentation), "batch_size": batch_size,
+    settings = {**settings_of(config, loss, augmentation, start, batch_size, seed),
                 "clips": [clip.name for clip in clips]}
     fit = training.fit(model, training.Batches(samples), batch_loss,
                        lambda network: evaluate(network, validation, loss), schedule, out_dir, monitor="val_loss",
@@ -261,6 +260,13 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                gpu_command=f"diffslic train {name} --out runs/{name} --dataset davis2016 --root DAVIS2016 "
                            "--steps 20000 --batch-size 8 --workers 12 --device cuda")
     return fit
+
+
+def settings_of(config: MotionNetConfig, loss: Loss, augmentation: Augmentation, start: str | Path | None,
+                batch_size: int, seed: int) -> dict[str, Any]:
+    """What makes a run what it is, but for its clips: known before they are prepared. See :func:`train`."""
+    return {"config": asdict(config), "loss": asdict(loss), "start": str(start), "seed": seed,
+            "augmentation": asdict(augmentation), "batch_size": batch_size}
 
 
 def network(config: MotionNetConfig, start: str | Path | None = None) -> MotionNet:

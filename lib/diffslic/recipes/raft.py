@@ -232,7 +232,7 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
     sources = {collage_pairs(textures, where): COLLAGES,
                scene_pairs(n_scenes, n_frames, seed, textures, where): 1 - COLLAGES}
     pairs = Pairs({clip_pairs(clips): 1.0} if clips else sources, batch_size, seed)
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         if n_iters == 0:

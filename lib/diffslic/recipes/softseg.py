@@ -177,7 +177,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     embedding = EmbeddingNet(config)
     network = WithSSN(embedding, SSN.from_pretrained(ssn).train()) if compared == "ssn" else embedding
     samples, judge = Samples(clips, compared, batch_size, seed), Judge(validation)
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
     settings = {"compared": compared, "batch_size": batch_size, "configuration": asdict(config), "seed": seed,
                 "ssn": str(ssn), "clips": [clip.name for clip in clips]}
     fit = training.fit(network, training.Batches(samples), pair_loss,
@@ -193,7 +193,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                           "classical superpixels, ranked by distance (`metrics.retrieval`); the rows of Lab are the "
                           "same for mean colours",
                command=command or f"diffslic.recipes.softseg.train({str(out_dir)!r}, ..., steps={steps})",
-               more={f"{name}, Lab": value for name, value in judge(rgb_to_lab).items()})
+               more=lambda: {f"{name}, Lab": value for name, value in judge(rgb_to_lab).items()})
     return fit
 
 

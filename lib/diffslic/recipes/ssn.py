@@ -155,15 +155,11 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         compactness_weight: of the compactness loss beside the reconstruction of segments (the paper's 1e-5).
         command: what the card says makes these weights again; by default the call of this function.
     """
-    if model not in WHAT:
-        raise ValueError(f"model must be one of {', '.join(WHAT)}, got {model!r}")
     check_apart(clips, validation)
-    if reconstruction not in RECONSTRUCTIONS:
-        raise ValueError(f"reconstruction must be one of {', '.join(RECONSTRUCTIONS)}, got {reconstruction!r}")
     torch.manual_seed(seed)
-    network = _network(model, width, n_iters, start)
+    network = new_network(model, width, n_iters, start)
     crops = Crops(clips, batch_size, seed, flow=model == "composite")
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         extra = {"extra": batch["flow"]} if model == "composite" else {}
@@ -171,14 +167,17 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         compact = compactness(soft, "soft" if model == "spixelfcn" else "hard")  # without centroids, only soft teaches
         return RECONSTRUCTIONS[reconstruction](soft, batch["segments"]) + compactness_weight * compact
 
-    settings = {"model": model, "batch_size": batch_size, "start": str(start),
-                "configuration": asdict(network.config), "reconstruction": reconstruction,
-                "compactness_weight": compactness_weight, "seed": seed, "clips": [clip.name for clip in clips]}
+    settings = {**settings_of(model, network, start, reconstruction, compactness_weight, batch_size, seed),
+                "clips": [clip.name for clip in clips]}
     fit = training.fit(network, training.Batches(crops), loss, lambda trained: evaluate(trained, validation), schedule,
                        out_dir, monitor="asa", higher_is_better=True, settings=settings, device=device,
                        devices=devices, precision=precision, workers=workers, resume=resume, loggers=loggers,
                        progress=progress)
-    pixels = evaluate(SSN(SSNConfig(features="pix", n_iters=10)).eval(), validation)
+
+    def without_a_network() -> dict[str, float]:
+        pixels = evaluate(SSN(SSNConfig(features="pix", n_iters=10)).eval(), validation)
+        return {f"{key}, pixel features": pixels[key] for key in ("asa", "br", "count")}
+
     kind = "bsds500" if clips[0].has("annotations") else "scenes" if clips[0].has("segments") else "davis2016"
     write_card(out_dir, fit, name=f"{WHAT[model].split('(')[0].strip(' .')}, trained on {kind}", what=WHAT[model],
                limits=LIMITS[kind],
@@ -189,11 +188,31 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                           f"{', '.join(map(str, COUNTS))} superpixels; the rows with pixel features are the same "
                           "clustering without a network",
                command=command or f"diffslic.recipes.ssn.train({str(out_dir)!r}, ..., steps={steps})",
-               more={f"{key}, pixel features": pixels[key] for key in ("asa", "br", "count")})
+               more=without_a_network)
     return fit
 
 
-def _network(model: str, width: int | None, n_iters: int | None, start: str | Path | None) -> SSN | SpixelFCN:
+def settings_of(model: str, network: SSN | SpixelFCN, start: str | Path | None, reconstruction: str,
+                compactness_weight: float, batch_size: int, seed: int) -> dict[str, Any]:
+    """What makes a run what it is, but for its clips: known before they are prepared. See :func:`train`.
+
+    Raises:
+        ValueError: no such reconstruction.
+    """
+    if reconstruction not in RECONSTRUCTIONS:
+        raise ValueError(f"reconstruction must be one of {', '.join(RECONSTRUCTIONS)}, got {reconstruction!r}")
+    return {"model": model, "batch_size": batch_size, "start": str(start), "configuration": asdict(network.config),
+            "reconstruction": reconstruction, "compactness_weight": compactness_weight, "seed": seed}
+
+
+def new_network(model: str, width: int | None, n_iters: int | None, start: str | Path | None) -> SSN | SpixelFCN:
+    """The network before it is trained; see :func:`train`.
+
+    Raises:
+        ValueError: no such model, or one that does not go with the rest.
+    """
+    if model not in WHAT:
+        raise ValueError(f"model must be one of {', '.join(WHAT)}, got {model!r}")
     if width is not None and (model == "spixelfcn" or start is not None):
         raise ValueError("width is of a new SSN: spixelfcn has none, and weights to start from have theirs")
     if model == "spixelfcn":

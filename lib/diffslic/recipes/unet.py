@@ -19,6 +19,7 @@ from diffslic.segmentation import UNet, UNetConfig, bce_dice
 from diffslic.superpixels import SSN
 
 CROP = (192, 256)
+WIDTHS = (16, 32, 64, 128, 128)  # of a new network
 MEMORY, BYTES_PER_PIXEL = 2 << 30, 17  # frames kept by each process that makes batches: two gigabytes of them
 WITHHELD = 0.4  # share of samples that show flow alone, so that looks help to read it and do not replace it
 PRESETS = "lab+street+crowd"  # of scenes
@@ -115,7 +116,7 @@ def _read_frame(clip: Clip, t: int, inputs: Sequence[str]) -> _Frame:
 
 def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip], *,
           inputs: Sequence[str] | None = None, steps: int = 1500, batch_size: int = 4, learning_rate: float = 1e-3,
-          widths: Sequence[int] = (16, 32, 64, 128, 128), residual: bool = False, start: str | Path | None = None,
+          widths: Sequence[int] | None = None, residual: bool | None = None, start: str | Path | None = None,
           crop: tuple[int, int] = CROP, validate_every: int = 500, seed: int = 3, device: str = "auto",
           devices: int = 1, precision: str = "32-true", workers: int = 1, resume: bool = True,
           loggers: Sequence[Any] = (), command: str = "", progress: bool = True) -> training.FitResult:
@@ -124,27 +125,27 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     Args:
         clips, validation: with labels and what ``inputs`` need (``pipeline.precompute_*``); split by sequence.
         inputs: any of ``pipeline.INPUTS``, in order; None: those of ``start``, or all.
-        widths, residual: the shape of the network.
-        start: weights to start from (their shape counts then), or None; ``inputs`` may go on after theirs.
+        widths, residual: the shape of a new network, by default :data:`WIDTHS` without residual blocks.
+        start: weights to start from, which have a shape, or None; ``inputs`` may go on after theirs.
         crop: see :class:`Samples`.
         command: what the card says makes these weights again.
     """
     check_apart(clips, validation)
     torch.manual_seed(seed)
-    inputs = check_inputs(inputs, start)
+    settings = settings_of(inputs, widths, residual, start, batch_size, seed, crop)
+    inputs = tuple(settings["inputs"])
     channels = pipeline.clip_input(clips[0], 0, inputs).shape[0]
     if start is None:
-        model = UNet(UNetConfig(channels, widths=tuple(widths), residual=residual, inputs=inputs))
+        model = UNet(UNetConfig(channels, widths=settings["widths"], residual=settings["residual"], inputs=inputs))
     else:
         model = UNet.from_pretrained(start).widened(channels, inputs).train()
     samples = Samples(clips, inputs, batch_size, seed, crop)
-    schedule = training.Schedule(steps, learning_rate, validate_every=min(validate_every, steps))
+    schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
 
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return bce_dice(network(batch["input"]), batch["labels"], VOID)
 
-    settings = {"inputs": list(inputs), "batch_size": batch_size, "widths": list(widths), "residual": residual,
-                "start": str(start), "seed": seed, "crop": list(crop), "clips": [clip.name for clip in clips]}
+    settings["clips"] = [clip.name for clip in clips]
     fit = training.fit(model, training.Batches(samples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, device=device, devices=devices,
                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
@@ -154,6 +155,29 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                validation=f"{len(validation)} other clips ({validation[0].name} ...), DAVIS 2016 protocol",
                command=command or f"diffslic.recipes.unet.train({str(out_dir)!r}, ..., steps={steps})")
     return fit
+
+
+def settings_of(inputs: Sequence[str] | None, widths: Sequence[int] | None, residual: bool | None,
+                start: str | Path | None, batch_size: int, seed: int, crop: tuple[int, int] = CROP) -> dict[str, Any]:
+    """What makes a run what it is, but for its clips: known before they are prepared. See :func:`train`.
+
+    Raises:
+        ValueError: inputs that cannot be, or a shape beside that of ``start``.
+    """
+    check_shape(start, widths=widths, residual=residual)
+    return {"inputs": list(check_inputs(inputs, start)), "batch_size": batch_size, "widths": list(widths or WIDTHS),
+            "residual": bool(residual), "start": str(start), "seed": seed, "crop": list(crop)}
+
+
+def check_shape(start: str | Path | None, **shape: Any) -> None:
+    """Refuse what shapes a new network where there are weights to start from, which have a shape.
+
+    Raises:
+        ValueError: names what was given beside them.
+    """
+    for name, value in shape.items():
+        if start is not None and value is not None:
+            raise ValueError(f"{name} is of a new network: {start} has its own")
 
 
 def check_inputs(inputs: Sequence[str] | None, start: str | Path | None) -> tuple[str, ...]:

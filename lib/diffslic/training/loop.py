@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from diffslic.files import written_whole
-from diffslic.training.processes import check_device, random_states, set_random_state
+from diffslic.training.checkpoint import keep, load_model, new_state, read_checkpoint
+from diffslic.training.processes import (
+    average_gradients,
+    check_device,
+    of_the_first,
+    random_states,
+    set_random_state,
+)
 
 Batch = Mapping[str, Tensor]
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -41,6 +48,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.validate_every < 1 or self.learning_rate <= 0:
             raise ValueError(f"a schedule needs steps >= 1, validate_every >= 1 and learning_rate > 0, got {self}")
+        # A longer interval means the same: one validation, at the end.
+        object.__setattr__(self, "validate_every", min(self.validate_every, self.steps))
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: a linear rise, then half a cosine down to a hundredth of the peak."""
@@ -119,24 +128,23 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
             stay whole, ``loss`` runs under autocast, validation does not.
         workers: processes that make batches ahead of time.
         rates: factors of the learning rate by module of the model ("flow": 0.1); 1 for what is not named.
-        before_step: told the number of each step, from 0, before it is taken: to freeze some parameters, or no longer.
+        before_step: told the number of each step, from 0, before it is taken: to freeze some parameters, or no longer;
+            the same ones in all processes.
         forward_methods: methods of the model that ``loss`` calls instead of the model itself.
 
     Raises:
         ValueError: no such device or precision, a checkpoint of another run (or of another number of processes), or a
-            loss that is not finite, in whichever process: then all of them raise.
+            loss or gradient that is not finite. What fails in one process, its validation too, ends all of them.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
+    _check_precision(precision)
     out_dir = Path(out_dir)
-    fabric = _open_fabric(device, devices, loggers, some_unused=before_step is not None)
+    fabric = _open_fabric(device, devices, loggers)
     out_dir.mkdir(parents=True, exist_ok=True)
-    identity = json.loads(json.dumps({"schedule": asdict(schedule), "precision": precision,
-                                      "number of processes": fabric.world_size, **(settings or {})}))
-    checkpoint = _read_checkpoint(out_dir / "last.ckpt", identity) if resume else None
-    state = checkpoint["state"] if checkpoint else _new_state()
+    identity = _identity(schedule, precision, fabric.world_size, settings or {})
+    checkpoint = read_checkpoint(out_dir / "last.ckpt", identity) if resume else None
+    state = checkpoint["state"] if checkpoint else new_state()
     if checkpoint:
-        _load_model(model, checkpoint, out_dir / "last.ckpt")
+        load_model(model, checkpoint, out_dir / "last.ckpt")
     optimizer = torch.optim.AdamW(_groups(model, rates or {}), lr=schedule.learning_rate,
                                   weight_decay=schedule.weight_decay)
     wrapped, optimizer = fabric.setup(model, optimizer)
@@ -150,46 +158,91 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
     # The loader draws from a generator of its own: the global one then stands, after a resume, where it stood before.
     # Workers are forked where that exists, since a clip may hold functions that cannot be sent to another process.
     fork = workers > 0 and "fork" in multiprocessing.get_all_start_methods()
+    # From memory that is not pinned a GPU's copy of a batch would wait for the step before; what is made in this
+    # process may be on the GPU already.
     loader = DataLoader(batches, batch_size=None, num_workers=workers, generator=torch.Generator(),
                         multiprocessing_context="fork" if fork else None,
+                        pin_memory=workers > 0 and fabric.device.type == "cuda",
                         sampler=_From(state["step"] * fabric.world_size + fabric.global_rank,
                                       schedule.steps * fabric.world_size, fabric.world_size))
     bar = tqdm(total=schedule.steps, initial=state["step"], disable=not (progress and fabric.is_global_zero),
                desc=f"training {out_dir.name}", unit="step")
     started, before, running = time.perf_counter(), state["seconds"], []
     told: dict[str, Any] = {}
+    norm = _Arriving(torch.zeros(()))  # of the gradient of the step before
+
+    def note(figures: dict[str, float], random: Tensor) -> dict[str, Any]:
+        state["seconds"] = before + time.perf_counter() - started
+        keep(state, figures, model, optimizer, identity, random, out_dir, monitor, higher_is_better)
+        fabric.log_dict(figures, step=state["step"])
+        return state
+
     wrapped.train()
     # Not Fabric's own mixed precision: it would round the batches too, positions and pixels among them.
     half = torch.autocast(fabric.device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     for batch in fabric.setup_dataloaders(loader, use_distributed_sampler=False):
         if before_step is not None:
             before_step(state["step"])
-        with half:
-            value = loss(wrapped, batch).mean()
-        running.append(_step(fabric, wrapped, optimizer, value, schedule, state["step"]))
+        # Where parts are frozen for a while DDP would search each step's graph for them, and warn once all learn: so it
+        # leaves the gradients alone, and they are averaged below.
+        with fabric.no_backward_sync(wrapped, enabled=before_step is not None):
+            with half:
+                value = loss(wrapped, batch).mean()
+            mean = _Arriving(fabric.all_reduce(value.detach().float().clone(), reduce_op="mean"))
+            optimizer.zero_grad(set_to_none=True)
+            fabric.backward(value)
+        if before_step is not None:
+            average_gradients(fabric, model)
+        # What is queued for a GPU by now keeps it busy while the host waits for the loss. The norm comes with the end
+        # of the step, for which nothing waits: it is looked at in the next one, or before the validation.
+        _check_finite(norm, "norm of the gradient", schedule, state["step"] - 1)
+        running.append(_check_finite(mean, "loss", schedule, state["step"]))
+        norm = _step(fabric, wrapped, optimizer, schedule, state["step"])
         state["step"] += 1
         bar.update()
         bar.set_postfix(loss=f"{running[-1]:.4f}", **told, refresh=False)
         if state["step"] % schedule.validate_every and state["step"] != schedule.steps:
             continue
+        _check_finite(norm, "norm of the gradient", schedule, state["step"] - 1)
         figures = {"loss": sum(running) / len(running), "rate": schedule.rate(state["step"] - 1)}
-        if fabric.is_global_zero:
-            bar.set_description(f"validating {out_dir.name}")
-            figures |= _validate(model, validate)
-            bar.set_description(f"training {out_dir.name}")
-        random = random_states(fabric)  # here the others wait for the first
-        if fabric.is_global_zero:
-            state["seconds"] = before + time.perf_counter() - started
-            _keep(state, figures, model, optimizer, identity, random, out_dir, monitor, higher_is_better)
-            fabric.log_dict(figures, step=state["step"])
-            told = {monitor: f"{figures[monitor]:.4g}", "at": state["step"]}
-        state, running = fabric.broadcast(state), []
+        bar.set_description(f"validating {out_dir.name}")
+        figures |= of_the_first(fabric, lambda: _validate(model, validate))
+        bar.set_description(f"training {out_dir.name}")
+        state, running = of_the_first(fabric, partial(note, figures, random_states(fabric))), []
+        told = {monitor: f"{figures[monitor]:.4g}", "at": state["step"]}
     bar.close()
     return FitResult(pd.DataFrame(state["history"]), state["best_step"], state["seconds"],
                      out_dir / "best.safetensors", fabric.is_global_zero)
 
 
-def _open_fabric(device: str, devices: int, loggers: Sequence[Any], some_unused: bool) -> Any:
+def check_resume(out_dir: str | Path, schedule: Schedule, settings: Mapping[str, Any], *, device: str = "auto",
+                 devices: int = 1, precision: str = "32-true") -> None:
+    """Refuse a folder that holds another run before hours of preparation for this one; :func:`fit` does it after.
+
+    Args:
+        settings: as of :func:`fit`, as far as they are known already. The other arguments are its as well.
+
+    Raises:
+        ValueError: the folder's checkpoint differs from what is given here, or there is no such precision.
+    """
+    _check_precision(precision)
+    launched = "LOCAL_WORLD_SIZE" in os.environ
+    processes = int(os.environ["WORLD_SIZE"]) if launched else 1 if ":" in device else devices
+    read_checkpoint(Path(out_dir) / "last.ckpt", _identity(schedule, precision, processes, settings), partly=True)
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
+
+
+def _identity(schedule: Schedule, precision: str, processes: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run what it is, as JSON reads it."""
+    return json.loads(json.dumps({"schedule": asdict(schedule), "precision": precision,
+                                  "number of processes": processes, **settings}))
+
+
+def _open_fabric(device: str, devices: int, loggers: Sequence[Any]) -> Any:
     from lightning_fabric import Fabric  # importing it takes a second, and only training needs it
 
     check_device(device if device != "auto" else "cpu")
@@ -197,9 +250,8 @@ def _open_fabric(device: str, devices: int, loggers: Sequence[Any], some_unused:
     launched = "LOCAL_WORLD_SIZE" in os.environ  # by torchrun, which has decided how many processes there are
     per_node = int(os.environ["LOCAL_WORLD_SIZE"]) if launched else devices
     nodes = int(os.environ["WORLD_SIZE"]) // per_node if launched else 1
-    strategy = "ddp_find_unused_parameters_true" if some_unused and per_node * nodes > 1 else "auto"
     fabric = Fabric(accelerator=accelerator, devices=[int(index)] if index else per_node, num_nodes=nodes,
-                    strategy=strategy, loggers=list(loggers))
+                    loggers=list(loggers))
     fabric.launch()
     if fabric.world_size > 1:
         # Fabric sees to this for NCCL alone; gloo's threads, left to themselves, can abort a process that is done.
@@ -223,20 +275,34 @@ def _groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]
             *({"params": parameters, "factor": rates[name]} for name, parameters in named.items())]
 
 
-def _step(fabric: Any, model: nn.Module, optimizer: Any, value: Tensor, schedule: Schedule, step: int) -> float:
-    """One optimiser step down the gradient of the loss's ``value``; its mean over all processes is returned."""
-    rate = schedule.rate(step)
+class _Arriving:
+    """A number on its way to the host: who reads it waits for it, but not for what a GPU was given to do after it."""
+
+    def __init__(self, number: Tensor) -> None:
+        self._number = number.to("cpu", non_blocking=True)
+        self._there = torch.cuda.current_stream(number.device).record_event() if number.is_cuda else None
+
+    def __float__(self) -> float:
+        if self._there is not None:
+            self._there.synchronize()
+        return float(self._number)
+
+
+def _check_finite(number: _Arriving, what: str, schedule: Schedule, step: int) -> float:
+    """What arrived of a step, which is the same in all processes: they stop together, and none waits for another."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"the {what} became {value} at step {step + 1}; the learning rate is {schedule.rate(step)}")
+    return value
+
+
+def _step(fabric: Any, model: nn.Module, optimizer: Any, schedule: Schedule, step: int) -> _Arriving:
+    """One optimiser step down the gradient that the parameters hold; its norm is returned."""
     for group in optimizer.param_groups:
-        group["lr"] = group["factor"] * rate
-    # Before the gradients are: what is not finite in one process stops all of them, and none waits for another.
-    mean = fabric.all_reduce(value.detach().float().clone(), reduce_op="mean").item()
-    if not math.isfinite(mean):
-        raise ValueError(f"the loss became {mean} at step {step + 1}; the learning rate is {rate}")
-    optimizer.zero_grad(set_to_none=True)
-    fabric.backward(value)
-    fabric.clip_gradients(model, optimizer, max_norm=schedule.clip_norm)
+        group["lr"] = group["factor"] * schedule.rate(step)
+    norm = fabric.clip_gradients(model, optimizer, max_norm=schedule.clip_norm, error_if_nonfinite=False)
     optimizer.step()
-    return mean
+    return _Arriving(norm)
 
 
 def _validate(model: nn.Module, validate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
@@ -265,45 +331,3 @@ def open_logger(name: str, folder: str | Path) -> Any:
         return WandbLogger(project="diffslic", name=Path(folder).name)
     except ImportError as error:
         raise ValueError(f"the logger {name} needs a package: pip install {name} ({error})") from error
-
-
-def _new_state() -> dict[str, Any]:
-    return {"step": 0, "seconds": 0.0, "history": [], "best": None, "best_step": 0}
-
-
-def _read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here: unpickling, zip and end-of-file errors
-        raise ValueError(f"{path} is not a whole checkpoint: {str(error).splitlines()[0]}") from error
-    if "number of processes" not in kept["identity"]:
-        raise ValueError(f"{path} was written by an earlier version; remove it or choose another folder")
-    if kept["identity"] != identity:
-        other = [key for key in {**kept["identity"], **identity} if kept["identity"].get(key) != identity.get(key)]
-        raise ValueError(f"{path} belongs to a run with another {', '.join(other)}; remove it or choose another folder")
-    return kept
-
-
-def _load_model(model: nn.Module, checkpoint: Mapping[str, Any], path: Path) -> None:
-    try:
-        model.load_state_dict(checkpoint["model"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} belongs to a run of another model: {str(error).splitlines()[-1].strip()}") from error
-
-
-def _keep(state: dict[str, Any], figures: dict[str, float], model: nn.Module, optimizer: torch.optim.Optimizer,
-          identity: Mapping[str, Any], random: Tensor, out_dir: Path, monitor: str, higher_is_better: bool) -> None:
-    """Note the figures, keep the best weights, and write the checkpoint, in this order."""
-    state["history"].append({"step": state["step"], "seconds": state["seconds"], **figures})
-    value = figures[monitor]
-    if state["best"] is None or (value > state["best"] if higher_is_better else value < state["best"]):
-        state["best"], state["best_step"] = value, state["step"]
-        model.save(out_dir / "best.safetensors")
-    with written_whole(out_dir / "metrics.csv") as temporary:
-        pd.DataFrame(state["history"]).to_csv(temporary, index=False)
-    raw = optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
-    with written_whole(out_dir / "last.ckpt") as temporary:
-        torch.save({"state": state, "identity": identity, "model": model.state_dict(),
-                    "optimizer": raw.state_dict(), "random": random}, temporary)

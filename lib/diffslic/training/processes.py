@@ -1,11 +1,13 @@
 """Work that several processes share: which part of it is whose, on which device, with which random numbers."""
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 def speaks() -> bool:
@@ -62,3 +64,32 @@ def set_random_state(fabric: Any, states: Tensor) -> None:
     torch.set_rng_state(of_cpu)
     if fabric.device.type == "cuda" and len(of_gpu) > 0:
         torch.cuda.set_rng_state(of_gpu, fabric.device)
+
+
+def average_gradients(fabric: Any, model: nn.Module) -> None:
+    """Replace gradients by their means over all processes; the same parameters must have some in each."""
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if fabric.world_size == 1 or not found:
+        return
+    means = fabric.all_reduce(torch.cat([gradient.flatten() for gradient in found]), reduce_op="mean")
+    for gradient, mean in zip(found, means.split([gradient.numel() for gradient in found])):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def of_the_first(fabric: Any, work: Callable[[], T]) -> T:
+    """What the first process makes, in all of them; it must be something that can be pickled.
+
+    Raises:
+        ValueError: in the others where ``work`` failed in the first, which raises its own error: they would wait.
+    """
+    made = None
+    if fabric.is_global_zero:
+        try:
+            made = work()
+        except Exception as error:  # whatever it is: the others are to know before it is raised
+            fabric.broadcast((None, str(error) or type(error).__name__))
+            raise
+    made, told = fabric.broadcast((made, ""))
+    if told:
+        raise ValueError(f"the first process stopped: {told}")
+    return made

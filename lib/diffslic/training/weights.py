@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diffslic.files import written_whole
 
+TOGETHER = {"flow", "superpixels", "head"}  # a file with these configurations holds the parts of a network, not one
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[3] / "data" / "weights"
 
 
@@ -45,13 +46,21 @@ def load_weights(kind: str, name_or_path: str | Path) -> Weights:
     """Read weights on the CPU without executing code from the file.
 
     Args:
-        kind: the network's family, the first word of a shipped file's name: "ssn", "raft", "unet".
+        kind: the network's family, the first word of a shipped file's name: "ssn", "raft", "unet"; or "end-to-end".
         name_or_path: a shipped name, a ``.safetensors`` file, or a ``.pth`` with a plain state dict.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: the file is not what its name says.
+        FileNotFoundError: no such file. ValueError: the file is not what its name says, or holds several networks that
+            were trained end to end where it should hold one.
     """
-    path = find_weights(kind, name_or_path)
+    weights = _read(find_weights(kind, name_or_path))
+    if kind != "end-to-end" and weights.config.keys() >= TOGETHER:
+        raise ValueError(f"{name_or_path} holds flow, superpixels and masks trained end to end: it is for segment "
+                         "--method end-to-end --weights and for train unet --end-to-end --start")
+    return weights
+
+
+def _read(path: Path) -> Weights:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
