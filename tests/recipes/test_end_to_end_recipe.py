@@ -311,7 +311,8 @@ def test_commands(ssn, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     command = ["train", "unet", "--end-to-end", "--out", str(out), "--n-clips", "2", "--n-frames", "3", "--steps", "1",
                "--batch-size", "1", "--ssn", str(ssn), "--n-iters", "1", "--n-spixels", "20", "--widths", "4,8",
-               "--no-polish", "--freeze", "flow", "--photometric", "0.1", "--recompute", "--device", "cpu", "--workers", "0", "--json"]
+               "--no-polish", "--freeze", "flow", "--photometric", "0.1", "--recompute", "--device", "cpu",
+               "--workers", "0", "--json"]
     assert cli.main(command) == 0
     assert json.loads(capsys.readouterr().out)["best_step"] == 1
     weights = str(out / "best.safetensors")
