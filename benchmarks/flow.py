@@ -2,8 +2,7 @@
 
 1. End-point errors of RAFT, plain and polished, beside TV-L1 of scikit-image in the same run, on unseen scenes and on
    the real pairs of the folder that DIFFSLIC_REFERENCE names, and what each costs.
-2. The polish beside the one of a library: OpenCV's inverse search of patches (Kroeger et al., ECCV 2016) with its
-   variational step, from a quarter of the size on and with patches two pixels apart, which was this project's before.
+2. Ways to polish: our variational one beside OpenCV's inverse search of patches, which the commands use.
 3. More corrections, and starting from the flow of the pair before.
 4. Weights in bfloat16.
 5. Flow smoothed inside superpixels, the question of the differentiable-slic study.
@@ -105,24 +104,8 @@ def beside_tvl1(raft: RAFT, scenes: list[Pair], real: list[Pair]) -> None:
           + ", ".join(f"{name} {statistics.median(values):.2f}" for name, values in seconds.items() if name != "zero"))
 
 
-def inverse_search(image1: Tensor, image2: Tensor, flow: Tensor) -> Tensor:
-    """OpenCV's polish, of the same arguments as ours: on the host, one pair after the other."""
-    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    search.setCoarsestScale(2)
-    search.setFinestScale(0)
-    search.setPatchStride(2)
-    search.setVariationalRefinementIterations(10)
-    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-    found = []
-    for first, second, start in zip(image1, image2, flow.detach()):
-        grey = [(255 * (image.cpu() * luma).sum(0)).round().clip(0, 255).byte().numpy() for image in (first, second)]
-        begin = start.cpu().float().permute(1, 2, 0).contiguous().numpy()
-        found.append(torch.from_numpy(search.calc(*grey, begin)).permute(2, 0, 1))
-    return torch.stack(found).to(flow)
-
-
 def polishes(raft: RAFT, scenes: list[Pair], real: list[Pair]) -> None:
-    ways = {"inverse search": inverse_search, "ours": polish}
+    ways = {way: partial(polish, way=way) for way in ("search", "variational")}
     print("\nthe polish: end-point error in px | share of pixels that are wrong by more than 1 px")
     table: dict[str, dict[str, list[dict[str, float]]]] = {}
     for pair in [*scenes, *real]:
@@ -139,7 +122,7 @@ def polishes(raft: RAFT, scenes: list[Pair], real: list[Pair]) -> None:
     seconds = medians({name: partial(way, *given) for name, way in ways.items()}, 9)
     print(f"CPU seconds at {'x'.join(map(str, pair.first.shape[1:]))}, one thread, in turn: "
           + ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
-          + f" ({seconds['inverse search'] / seconds['ours']:.2f} times as fast)")
+          + f" ({seconds['search'] / seconds['variational']:.2f} times as fast)")
 
 
 def corrections(raft: RAFT) -> None:

@@ -41,7 +41,6 @@ from diffslic.segmentation.inputs import checked_channels
 from diffslic.superpixels import SSN, SSNConfig, grid_for, soft_slic
 from diffslic.superpixels.slic import Cells, clustered
 from diffslic.training import check_device, device_of
-from flow import inverse_search
 from measuring import device_growth, device_medians
 from soft_slic import usual_soft_slic
 
@@ -260,10 +259,10 @@ def _raft(variant: str, device: str) -> tuple[RAFT, Any]:
 def polishing(bench: Bench) -> None:
     clip = scenes.clips("street", n_clips=1, n_frames=2, size=bench.sizes.frames, seed=500_000)[0]
     given = [part[None].to(bench.device) for part in (clip.frame(0), clip.frame(1), clip.flow(0) + 0.7)]
-    ways: dict[str, Callable[[], Any]] = {"OpenCV, on the host": partial(inverse_search, *given),
-                                          "ours": partial(polish, *given)}
+    ways: dict[str, Callable[[], Any]] = {"OpenCV, on the host": partial(polish, *given),
+                                          "ours": partial(polish, *given, "variational")}
     if bench.device.startswith("cuda"):
-        ways["ours, CUDA graph"] = partial(lazily(partial(graphed, polish, *given)), *given)
+        ways["ours, CUDA graph"] = partial(lazily(partial(graphed, partial(polish, way="variational"), *given)), *given)
     bench.run(Contest(f"polish {bench.sizes.frames[0]}x{bench.sizes.frames[1]}", ways, 1, same=False))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffslic import datasets, pipeline
-from diffslic.flow import RAFT, polish
+from diffslic.flow import POLISHES, RAFT, polish
 from diffslic.geometry import pixel_grid
 from diffslic.pipeline import PARTS, EndToEnd
 from diffslic.segmentation import (
@@ -84,15 +84,14 @@ def test_computed_once_more_the_gradients_are_the_same(clip, triple, head):
         assert torch.allclose(kept, again, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("polished", [False, True])
+@pytest.mark.parametrize("polished", POLISHES)
 def test_flow_is_that_of_raft_alone(triple, polished):
     net, (before, frame, after) = network().eval(), triple
     net.polished = polished
     with torch.no_grad():
         flow = net.flow_of(before, frame, after)
         alone = [net.flow(frame, other, 2) for other in (after, before)]
-        if polished:
-            alone = [polish(frame, other, each) for other, each in zip((after, before), alone)]
+        alone = [polish(frame, other, each, polished) for other, each in zip((after, before), alone)]
     assert (flow - torch.cat(alone, dim=1)).abs().max() < 1e-3
 
 
@@ -100,7 +99,7 @@ def test_the_polish_counts_as_given(triple):
     """What a loss wants of the polished flow it wants of RAFT's: where it is linear, the gradients are the same."""
     net, wish = network().train(), torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(0))
     found = []
-    for polished in (False, True):
+    for polished in ("none", "variational"):
         net.polished = polished
         net.zero_grad()
         flow = net.flow_of(*triple)
@@ -147,7 +146,7 @@ def test_mixing_changes_what_the_head_sees_and_nothing_else(triple):
 
 
 @pytest.mark.parametrize("head", [unet, transformer])
-@pytest.mark.parametrize("polished", [False, True])
+@pytest.mark.parametrize("polished", ["none", "variational"])
 def test_a_round_trip_through_a_file(triple, tmp_path, head, polished):
     net = network(head()).eval()
     net.polished = polished
@@ -222,7 +221,7 @@ def test_segment_by_a_network_trained_end_to_end(clip, tmp_path):
         assert np.array_equal(np.stack(list(result().frames(start))), whole[start:])
     with pytest.raises(ValueError, match="end-to-end needs weights: the best.safetensors"):
         pipeline.segment(clip, method="end-to-end")
-    for options in ({"raft": "x"}, {"ssn": "bsds500"}, {"n_iters": 3}, {"polished": False}, {"window": 3}):
+    for options in ({"raft": "x"}, {"ssn": "bsds500"}, {"n_iters": 3}, {"polished": "none"}, {"window": 3}):
         with pytest.raises(ValueError, match="has its own flow and superpixels"):
             pipeline.segment(clip, tmp_path / "net.safetensors", method="end-to-end", **options)
     with pytest.raises(ValueError, match="finds what moves as one: objects are for"):

@@ -72,7 +72,7 @@ def test_frames_that_are_no_tensors_are_named(weights):
 
 def test_flow_in_kittis_format_by_chosen_colors(frames, tmp_path, weights, capsys):
     out = tmp_path / "out"
-    common = ["flow", str(frames), "--weights", weights, "--iters", "1", "--no-polish", "--json"]
+    common = ["flow", str(frames), "--weights", weights, "--iters", "1", "--polish", "none", "--json"]
     assert cli.main([*common, "--out", str(out), "--format", "png", "--largest", "9"]) == 0
     assert json.loads(capsys.readouterr().out)["largest"] == 9
     assert cli.main([*common, "--out", str(tmp_path / "flo")]) == 0

@@ -78,10 +78,10 @@ def test_raft(device):
 def test_polish_without_waiting(device):
     clip = scenes.clips("lab", n_clips=1, n_frames=2, size=SIZE)[0]
     first, second, flow = clip.frame(0)[None], clip.frame(1)[None], clip.flow(0)[None] + 0.7
-    ours, there = polish(first, second, flow), [part.to(device) for part in (first, second, flow)]
-    polish(*there)  # what is done once, such as loading kernels, may wait
+    ours, there = polish(first, second, flow, "variational"), [part.to(device) for part in (first, second, flow)]
+    polish(*there, "variational")  # what is done once, such as loading kernels, may wait
     with no_waiting(device):
-        theirs = polish(*there)
+        theirs = polish(*there, "variational")
     assert is_on(device, theirs) and (ours - theirs.cpu()).abs().quantile(0.99) < 0.02
 
 

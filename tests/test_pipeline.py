@@ -105,7 +105,7 @@ def test_network_input_names_what_is_missing():
 
 def test_the_flow_of_a_video_is_rafts_polished(clips, raft):
     frames = [clips[0].frame(t) for t in range(3)]
-    plain, polished = (list(pipeline.video_flow(raft, iter(frames), 2, polished=p)) for p in (False, True))
+    plain, polished = (list(pipeline.video_flow(raft, iter(frames), 2, polished=p)) for p in ("none", "search"))
     assert all(torch.equal(a, b) for a, b in zip(plain, raft.video(frames, 2), strict=True))
     assert torch.equal(polished[1], polish(frames[1][None], frames[2][None], plain[1][None])[0])
     assert len(polished) == 2 and not torch.equal(polished[1], plain[1])
@@ -117,7 +117,7 @@ def test_both_ways_of_a_video_are_those_of_the_pairs_exchanged(clips, raft, tmp_
     on = next(iter(pipeline.video_flow(raft, [frames[2], frames[1]], 2)))
     torch.testing.assert_close(pairs[1].backward, on, rtol=0, atol=1e-3)
     assert torch.equal(pairs[1].occlusion, occlusion(pairs[1].forward[None], pairs[1].backward[None])[0])
-    plain = list(pipeline.video_flow_both_ways(raft, iter(frames), 2, polished=False))
+    plain = list(pipeline.video_flow_both_ways(raft, iter(frames), 2, polished="none"))
     torch.testing.assert_close(plain[1].forward, list(raft.video(frames, 2))[1], rtol=0, atol=1e-3)
     clip = pipeline.precompute_flow(clips[:1], raft, tmp_path, 2, both_ways=True, progress=False)[0]
     torch.testing.assert_close(clip.backward_flow(2), on, rtol=0, atol=0.02)
@@ -154,7 +154,7 @@ def test_other_weights_settings_or_pictures_are_computed_anew(clips, raft, tmp_p
     first = pipeline.precompute_flow(clips[:1], raft, tmp_path, n_iters=1, progress=False)[0].flow(0)
     more = pipeline.precompute_flow(clips[:1], raft, tmp_path, n_iters=2, progress=False)[0].flow(0)
     assert not torch.equal(first, more)
-    plain = pipeline.precompute_flow(clips[:1], raft, tmp_path, n_iters=2, polished=False, progress=False)[0].flow(0)
+    plain = pipeline.precompute_flow(clips[:1], raft, tmp_path, n_iters=2, polished="none", progress=False)[0].flow(0)
     assert not torch.equal(more, plain)
     brighter = clips[0].with_readers(frame=lambda t: clips[0].frame(t) * 0.5)
     darker = pipeline.precompute_flow([brighter], raft, tmp_path, n_iters=2, progress=False)[0].flow(0)
@@ -245,7 +245,7 @@ def test_the_film_is_as_fast_as_the_video(clips, weights, tmp_path):
 
 def test_every_frame_has_the_flow_of_its_own_pixels(raft):
     frames = list(torch.rand(4, 3, *SIZE))
-    pairs = list(_frames_with_flow(raft, iter(frames), 2, polished=False))
+    pairs = list(_frames_with_flow(raft, iter(frames), 2, polished="none"))
     assert [torch.equal(frame, own) for (frame, _), own in zip(pairs, frames)] == [True] * 4
     with torch.no_grad():
         assert torch.allclose(pairs[0][1], raft(frames[0][None], frames[1][None], 2)[0], atol=1e-4)

@@ -44,7 +44,7 @@ def test_conda_and_pip_ask_for_the_same():
 
 
 def test_what_the_library_imports_is_what_it_requires():
-    named = {"skimage": "scikit-image", "PIL": "pillow", "bs4": "beautifulsoup4"}
+    named = {"skimage": "scikit-image", "PIL": "pillow", "cv2": "opencv-python-headless", "bs4": "beautifulsoup4"}
     optional = {"wandb", "lightning", "airsim"}  # loggers, where a user has them; and what joins in its own way, below
     trees = [ast.parse(path.read_text()) for path in (ROOT / "lib").rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]

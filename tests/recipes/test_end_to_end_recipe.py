@@ -139,8 +139,8 @@ def test_it_goes_on_from_a_file_of_its_own(clips, ssn, tmp_path):
     again = end_to_end.network(start=fit.weights, recompute=True)
     assert (again.n_iters, again.n_spixels, again.keep_activations) == (1, 20, False)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in known.state_dict().items())
-    other = end_to_end.network(start=fit.weights, n_iters=3, n_spixels=30, polished=False)
-    assert (other.n_iters, other.n_spixels, other.polished, again.polished) == (3, 30, False, True)
+    other = end_to_end.network(start=fit.weights, n_iters=3, n_spixels=30, polished="none")
+    assert (other.n_iters, other.n_spixels, other.polished, again.polished) == (3, 30, "none", "none")
     more = trained(tmp_path / "more", clips, ssn, shape={"start": fit.weights}, steps=2)
     made = EndToEnd.from_pretrained(more.weights)
     assert any(not torch.equal(value, made.state_dict()[name]) for name, value in known.state_dict().items())
@@ -311,7 +311,7 @@ def test_commands(ssn, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     command = ["train", "unet", "--end-to-end", "--out", str(out), "--n-clips", "2", "--n-frames", "3", "--steps", "1",
                "--batch-size", "1", "--ssn", str(ssn), "--n-iters", "1", "--n-spixels", "20", "--widths", "4,8",
-               "--no-polish", "--freeze", "flow", "--photometric", "0.1", "--recompute", "--device", "cpu",
+               "--polish", "none", "--freeze", "flow", "--photometric", "0.1", "--recompute", "--device", "cpu",
                "--workers", "0", "--json"]
     assert cli.main(command) == 0
     assert json.loads(capsys.readouterr().out)["best_step"] == 1
@@ -339,7 +339,7 @@ def test_commands(ssn, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("arguments, words", [
     (["--head", "transformer"], "--head is of --end-to-end"),
     (["--recompute"], "--recompute is of --end-to-end"),
-    (["--no-polish"], "--polish is of --end-to-end"),
+    (["--polish", "none"], "--polish is of --end-to-end"),
     (["--start", "motion", "--widths", "4,8"], "widths is of a new network: motion has its own"),
     (["--start", "motion", "--residual"], "residual is of a new network: motion has its own"),
     (["--end-to-end", "--start", "motion", "--widths", "4,8"], "widths is of a new network: motion has its own"),

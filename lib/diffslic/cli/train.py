@@ -148,8 +148,9 @@ def train_unet(
                                                 show_default="12, or as --start")] = None,
     n_spixels: Annotated[int | None, typer.Option(help="Of --end-to-end: superpixels of a frame.",
                                                   show_default="400, or as --start")] = None,
-    polish: Annotated[bool | None, typer.Option("--polish/--no-polish", help="Of --end-to-end: flow brought to a "
-                                                "fraction of a pixel.", show_default="polish, or as --start")] = None,
+    polish: Annotated[str | None, typer.Option(help="Of --end-to-end: what brings the flow to a fraction of a pixel: "
+                                                    "variational, search or none.",
+                                               show_default="variational, or as --start")] = None,
     photometric: Annotated[float | None, typer.Option(help="Of --end-to-end: weight of the flow's consistency with the "
                                                            "frames.", show_default="0")] = None,
     recompute: Annotated[bool, typer.Option("--recompute", help="Of --end-to-end: activations on the way back, in less "

@@ -1,19 +1,16 @@
-"""Flow from brightness constancy and smoothness alone, which learns nothing: an opponent, and a polish for RAFT."""
+"""A polish of flow from brightness constancy and smoothness: all pixels of all pairs at once, on their device."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from skimage.registration import optical_flow_tvl1
 from torch import Tensor
 
 from diffslic import geometry
+from diffslic.flow.classical import LUMA
 
-LUMA = (0.299, 0.587, 0.114)  # weights of R, G, B in grey
-
-# Of the polish, chosen on scenes that no table of this project is measured on.
-SMALLEST_SIDE = 16  # pixels: a smaller image is nothing at a quarter of its size
+# Chosen on scenes that no table of this project is measured on.
 SCALES = (4, 2.5, 1.6, 1)  # parts of the full size, in turn: the first mends errors of several pixels
 WARPS = 2         # times that the second image is read anew at each of them
 SWEEPS = 20       # of the solver for each reading
@@ -27,7 +24,7 @@ HIDDEN = 0.05     # brightness: where images differ by more than this, a pixel i
 SHARPEST = 0.001  # pixels, where the robust penalty of the data turns from square to absolute value
 JUMP = 0.01       # pixels from neighbour to neighbour, where that of the smoothness does
 RADIUS = 0.99     # of the spectrum of Jacobi's iteration, which the sweeps accelerate
-POLISH = (f"variational, scales {SCALES}, {WARPS} readings, {SWEEPS} sweeps, weights "
+SOLVED = (f"variational, scales {SCALES}, {WARPS} readings, {SWEEPS} sweeps, weights "
           f"{(BLUR, FAINT, GRADIENTS, SMOOTHNESS, EDGES, HIDDEN, SHARPEST, JUMP, RADIUS)}")  # for caches
 
 
@@ -48,58 +45,21 @@ class _Bonds(NamedTuple):
     down: Tensor   # (B, 1, H - 1, W)
 
 
-def tvl1(frames: Iterable[Tensor]) -> Iterator[Tensor]:
-    """TV-L1 flow (Zach, Pock and Bischof 2007) from each frame to the next.
-
-    scikit-image's implementation with its default settings: about a second per frame at 240x428.
-
-    Args:
-        frames: (3, H, W) RGB in [0, 1] each, all of one size; read one at a time.
-
-    Yields:
-        (2, H, W) float32 flow in pixels, one less than there are frames.
-    """
-    first = None
-    for frame in frames:
-        second = _grey(frame[None])[0, 0].detach().cpu().numpy()
-        if first is not None:
-            if first.shape != second.shape:
-                raise ValueError(f"frames must be of one size, got {first.shape} and {second.shape}")
-            # scikit-image's order is rows, then columns.
-            yield torch.from_numpy(optical_flow_tvl1(first, second, dtype=second.dtype)[::-1].copy())
-        first = second
-
-
 @torch.no_grad()
-def polish(image1: Tensor, image2: Tensor, flow: Tensor) -> Tensor:
-    """Bring a flow that is roughly right to a fraction of a pixel.
+def variational_refinement(image1: Tensor, image2: Tensor, flow: Tensor) -> Tensor:
+    """Solve for the flow that explains both images, from a rough flow on; see :func:`diffslic.flow.polish`.
 
-    RAFT decides at an eighth of the image's size: it finds far matches, and leaves small motions and the outlines of
-    things to interpolation. Starting from there, brightness and its gradient are asked to stay what they are along the
-    flow, and the flow to be smooth but for jumps, by robust penalties (Brox et al., ECCV 2004, section 2); residuals
-    are divided by the gradients, which makes them distances (Zimmer, Bruhn and Weickert, IJCV 2011, section 3.1). From
-    a quarter of the size to the full one the second image is read along the flow and the linearised problem solved,
-    always for a change of the rough flow, whose outlines a smaller size does not lose. Jumps are cheap along edges of
-    the image, and where something is hidden in the second image, or has left it, smoothness decides.
+    Brightness and its gradient are asked to stay what they are along the flow, and the flow to be smooth but for jumps,
+    by robust penalties (Brox et al., ECCV 2004, section 2); residuals are divided by the gradients, which makes them
+    distances (Zimmer, Bruhn and Weickert, IJCV 2011, section 3.1). From a quarter of the size to the full one the
+    second image is read along the flow and the linearised problem solved, always for a change of the rough flow, whose
+    outlines a smaller size does not lose. Jumps are cheap along edges of the image, and where something is hidden in
+    the second image, or has left it, smoothness decides.
 
-    Everything stays on the device, and no step waits for it.
-
-    Args:
-        image1, image2: (B, 3, H, W) RGB in [0, 1]. flow: (B, 2, H, W) in pixels.
-
-    Returns:
-        (B, 2, H, W) in pixels and without gradient; images with a side of less than 16 pixels keep their flow. What is
-        not finite stays so, and spoils its surroundings.
-
-    Raises:
-        ValueError: sizes that do not belong together.
+    All pairs are solved at once, on their device, and no step waits for it. What is not finite stays so, and spoils its
+    surroundings.
     """
-    if image1.ndim != 4 or image1.shape != image2.shape or flow.shape != (len(image1), 2, *image1.shape[2:]):
-        raise ValueError(f"polish takes images (B, 3, H, W) and flow (B, 2, H, W) of one size, got "
-                         f"{tuple(image1.shape)}, {tuple(image2.shape)} and {tuple(flow.shape)}")
     height, width = flow.shape[-2:]
-    if min(height, width) < SMALLEST_SIDE:
-        return flow.detach()
     with torch.autocast(flow.device.type, enabled=False):  # fractions of a pixel are lost on bfloat16
         full = [_along(_along(_grey(image.float()), -1, BLUR), -2, BLUR) for image in (image1, image2)]
         change = torch.zeros_like(flow, dtype=torch.float32)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffslic import training
-from diffslic.flow import RAFT, RAFTConfig, polish
+from diffslic.flow import RAFT, RAFTConfig, polish, polish_settings
 from diffslic.pipeline.inputs import INPUTS, LEAST_SPREAD, N_SPIXELS
 from diffslic.pipeline.precompute import video_flow_both_ways
 from diffslic.pipeline.predict import logits_of_views
@@ -61,16 +61,17 @@ class EndToEnd(nn.Module):
         flow: RAFT. superpixels: a composite SSN, over flow there and back.
         head: what sees the channels; its ``config.inputs`` are any of :data:`diffslic.pipeline.INPUTS`.
         n_iters: corrections of the flow. n_spixels: superpixels of a frame.
-        polished: bring the flow to a fraction of a pixel by :func:`diffslic.flow.polish`. What it adds counts as given:
-            gradients for the polished flow are those of RAFT's own.
+        polished: how the flow is brought to a fraction of a pixel, a way of :func:`diffslic.flow.polish`. What it adds
+            counts as given: gradients for the polished flow are those of RAFT's own.
         keep_activations: False: each part is computed once more on the way back, in much less memory.
     """
 
     def __init__(self, flow: RAFT, superpixels: SSN, head: UNet | SuperpixelTransformer, n_iters: int = 12,
-                 n_spixels: int = N_SPIXELS, polished: bool = True, keep_activations: bool = True) -> None:
+                 n_spixels: int = N_SPIXELS, polished: str = "variational", keep_activations: bool = True) -> None:
         super().__init__()
         if n_iters < 1 or n_spixels < 1:
             raise ValueError(f"n_iters and n_spixels must be at least 1, got {n_iters} and {n_spixels}")
+        polish_settings(polished)  # is there such a way?
         if superpixels.extra_channels != 4:
             raise ValueError("the superpixels must be those of a composite SSN over flow there and back, "
                              f"got one of {superpixels.extra_channels} further channels")
@@ -132,8 +133,9 @@ class EndToEnd(nn.Module):
         correlate = self.flow.correlate(here.repeat(2, 1, 1, 1), torch.cat([future, past]))
         cells, state = self.flow.refined(correlate, context, self.n_iters)
         flow = self.flow.upsample(cells, state, frame.shape[-2:])
-        if self.polished:
-            flow = flow + (polish(frame.repeat(2, 1, 1, 1), torch.cat([after, before]), flow) - flow).detach()
+        if self.polished != "none":
+            images = frame.repeat(2, 1, 1, 1), torch.cat([after, before])
+            flow = flow + (polish(*images, flow, self.polished) - flow).detach()
         return torch.cat(flow.chunk(2), dim=1)
 
     def superpixels_of(self, frame: Tensor, flow: Tensor) -> SoftSLIC:

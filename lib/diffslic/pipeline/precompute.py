@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from diffslic import datasets
 from diffslic.datasets.clip import Clip
 from diffslic.datasets.composite_flow import flow_both_ways
-from diffslic.flow import POLISH, RAFT, BothWays, occlusion, polish, tvl1
+from diffslic.flow import RAFT, BothWays, occlusion, polish, polish_settings, tvl1
 from diffslic.pipeline.inputs import N_SPIXELS, Superpixels, find_superpixels
 from diffslic.superpixels import SSN
 from diffslic.training import device_of, own_share, speaks
@@ -28,36 +28,36 @@ from diffslic.training import device_of, own_share, speaks
 POLL, PATIENCE = 0.2, 60.0  # seconds: between two looks for the file of another process; before it is told of
 
 
-def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished: bool = True) -> Iterator[Tensor]:
+def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished: str = "search") -> Iterator[Tensor]:
     """Flow from each frame to the next as everything here uses it: RAFT's, polished.
 
     Args:
         frames: (3, H, W) RGB in [0, 1] each, all of one size; read one at a time.
         n_iters: RAFT's corrections per pair.
-        polished: bring it to a fraction of a pixel by :func:`diffslic.flow.polish`.
+        polished: how it is brought to a fraction of a pixel, a way of :func:`diffslic.flow.polish`; "none": RAFT's own.
 
     Yields:
         (2, H, W) flow in pixels, one less than there are frames.
     """
     ahead, seen = tee(frames)
     for flow, (first, second) in zip(raft.video(ahead, n_iters), pairwise(seen)):
-        yield polish(first[None], second[None], flow[None])[0] if polished else flow
+        yield polish(first[None], second[None], flow[None], polished)[0]
 
 
 def video_flow_both_ways(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12,
-                         polished: bool = True) -> Iterator[BothWays]:
+                         polished: str = "search") -> Iterator[BothWays]:
     """As :func:`video_flow`, between neighbouring frames there and back, with occlusion."""
     ahead, seen = tee(frames)
     for both, (first, second) in zip(raft.video_both_ways(ahead, n_iters), pairwise(seen)):
-        if not polished:
+        if polished == "none":
             yield both
             continue
         images = torch.stack([first, second])
-        flows = polish(images, images.flip(0), torch.stack([both.forward, both.backward]))
+        flows = polish(images, images.flip(0), torch.stack([both.forward, both.backward]), polished)
         yield BothWays(*flows, *occlusion(flows, flows.flip(0)))
 
 
-def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12, polished: bool = True,
+def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12, polished: str = "search",
                     both_ways: bool = False, progress: bool = True) -> list[Clip]:
     """Keep the flow of clips, one HDF5 file each, and return the clips with it as their ``flow``.
 
@@ -76,7 +76,7 @@ def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_ite
         there, back = tee(video_flow_both_ways(raft, frames, n_iters, polished))
         return {"flow": (pair.forward for pair in there), "backward_flow": (pair.backward for pair in back)}
 
-    settings = {"flow": fingerprint(raft), "n_iters": n_iters, "polished": POLISH if polished else "",
+    settings = {"flow": fingerprint(raft), "n_iters": n_iters, "polished": polish_settings(polished),
                 "both_ways": True}
     accepted = [settings] if both_ways else [{**settings, "both_ways": False}, settings]
     return _precompute(clips, Path(folder), accepted, fields, "flow", progress)

@@ -60,7 +60,7 @@ def save_superpixels(images: Sequence[str | Path], folder: str | Path, model: SS
     return rows
 
 
-def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, polished: bool = True,
+def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, polished: str = "search",
               both_ways: bool = False, layout: str = "flo", largest: float | None = None,
               progress: bool = True) -> dict[str, float]:
     """Flow of a video: a file and a picture per pair of frames, and a film.
@@ -136,7 +136,7 @@ class _Pair(NamedTuple):
     occlusion: Tensor | None = None
 
 
-def _pairs(raft: RAFT, frames: Iterator[Tensor], n_iters: int, polished: bool, both_ways: bool) -> Iterator[_Pair]:
+def _pairs(raft: RAFT, frames: Iterator[Tensor], n_iters: int, polished: str, both_ways: bool) -> Iterator[_Pair]:
     if both_ways:
         for pair in video_flow_both_ways(raft, frames, n_iters, polished):
             yield _Pair(*pair[:3])

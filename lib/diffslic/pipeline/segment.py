@@ -19,7 +19,7 @@ from diffslic.datasets import given_masks, io
 from diffslic.datasets.clip import VOID, Clip
 from diffslic.datasets.video import FPS, write_video
 from diffslic.files import note_says, write_note
-from diffslic.flow import POLISH, RAFT
+from diffslic.flow import RAFT, polish_settings
 from diffslic.pipeline.end_to_end import EndToEnd
 from diffslic.pipeline.inputs import find_superpixels, network_input
 from diffslic.pipeline.motion import painted
@@ -49,7 +49,7 @@ class Segmentation(ABC):
     raft: RAFT
     rows: int
     n_iters: int
-    polished: bool
+    polished: str
 
     @property
     @abstractmethod
@@ -139,7 +139,7 @@ class Segmentation(ABC):
     def _claim(self, note: Path, used: bool) -> None:
         """Note in a folder whose masks it holds; refuse one in use that holds others."""
         settings = {"frames": len(self.clip), "ends": ends(self.clip), "rows": self.rows,
-                    "n_iters": self.n_iters, "polished": POLISH if self.polished else "",
+                    "n_iters": self.n_iters, "polished": polish_settings(self.polished),
                     **self.made_by}
         if used and not note_says(note, settings):
             raise ValueError(f"{note.parent} holds other masks: remove them or choose another folder")
@@ -259,7 +259,7 @@ class EndToEndSegmentation(Segmentation):
 
 
 def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: str | Path = "small",
-            ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, polished: bool = True,
+            ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, polished: str = "search",
             method: str = "unet", window: int | None = None, objects: str | None = None,
             given: Mapping[int, Tensor] | str | Path | None = None, device: str = "cpu") -> Segmentation:
     """The whole job: ``segment("my_frames/").save("masks/")``.
@@ -272,7 +272,7 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         raft, ssn: the same of the flow and, for the U-Net, of the superpixel network.
         rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
         method: "unet" (learned from masks), "em" or "spacetime" (learned from flow alone, see :class:`MotionNet`), or
-            "end-to-end" (see :class:`EndToEnd`, which has its own flow, as RAFT finds it, and superpixels).
+            "end-to-end" (see :class:`EndToEnd`, which has its own flow and superpixels).
         n_iters, polished: see :func:`video_flow`. window: see :meth:`MotionNet.segment`.
         objects: of the U-Net: part what moves into at most 20 objects that keep their names, by "graph" (see
             :func:`diffslic.segmentation.proposals`) or by a network of several masks (a shipped name or a file).
@@ -291,7 +291,8 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         raise ValueError(f"the method is one of {', '.join(METHODS)}, got {method!r}")
     if rows < 8 or n_iters < 1:
         raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
-    if method == "end-to-end" and (raft, ssn, n_iters, polished, window) != ("small", "scenes", 12, True, None):
+    polish_settings(polished)  # is there such a way?
+    if method == "end-to-end" and (raft, ssn, n_iters, polished, window) != ("small", "scenes", 12, "search", None):
         raise ValueError("a network trained end to end has its own flow and superpixels: no other raft, ssn, "
                          "corrections, polish or window can be given")
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
@@ -302,7 +303,7 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         if given is not None or objects is not None:
             raise ValueError("end-to-end finds what moves as one: objects are for the method unet")
         net = EndToEnd.from_pretrained(weights, device)
-        return EndToEndSegmentation(clip, net.flow, rows, net.n_iters, False, net)
+        return EndToEndSegmentation(clip, net.flow, rows, net.n_iters, net.polished, net)
     flow = RAFT.from_pretrained(raft, device)
     if given is not None:
         if method != "unet" or objects or weights or window:
@@ -362,7 +363,7 @@ def segment_clips(clips: Sequence[Clip], folder: str | Path, overlay: bool = Tru
 
 
 def _frames_with_flow(raft: RAFT, frames: Iterator[Tensor], n_iters: int,
-                      polished: bool) -> Iterator[tuple[Tensor, Tensor]]:
+                      polished: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Every frame (3, H, W) with a flow of its own pixels; the last one's is the way back, turned around."""
     read: deque[Tensor] = deque()
     for flow in video_flow(raft, _noted(frames, read), n_iters, polished):

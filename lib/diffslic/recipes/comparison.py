@@ -28,8 +28,8 @@ OF_FLOW, OF_IMAGES = "composite-davis2016", "scenes"  # superpixel networks: of 
 # for what is named.
 PRE_GENERATED: dict[str, dict[str, Any]] = {
     BASE: {},
-    "pre-generated, as commands do": {"n_iters": 12, "ssn": OF_IMAGES},
-    "pre-generated, not polished": {"polished": False},
+    "pre-generated, as commands do": {"n_iters": 12, "polished": "search", "ssn": OF_IMAGES},
+    "pre-generated, not polished": {"polished": "none"},
 }
 # What learns in one graph, and with which head.
 IN_ONE_GRAPH: dict[str, dict[str, Any]] = {
@@ -40,7 +40,7 @@ IN_ONE_GRAPH: dict[str, dict[str, Any]] = {
     "head frozen": {"frozen": ("head",)},  # it is that of the pre-generated arm, which has learned before
     "transformer alone, in one graph": {"frozen": ("flow", "superpixels"), "head": "transformer"},
     "transformer, end to end": {"frozen": (), "head": "transformer"},
-    "end to end, not polished": {"frozen": (), "polished": False},
+    "end to end, not polished": {"frozen": (), "polished": "none"},
 }
 ARMS = PRE_GENERATED | IN_ONE_GRAPH
 
@@ -139,7 +139,7 @@ def _claim(folder: Path, settings: dict[str, Any], resume: bool) -> None:
 
 
 def _pre_generated(clips: Sequence[Clip], kept: Path, device: str, progress: bool, *, n_iters: int, n_spixels: int,
-                   ssn: str = OF_FLOW, polished: bool = True) -> list[Clip]:
+                   ssn: str = OF_FLOW, polished: str = "variational") -> list[Clip]:
     """Clips with flow and superpixels of a cache."""
     raft, net = RAFT.from_pretrained("small", device), SSN.from_pretrained(ssn, device)
     clips = pipeline.precompute_flow(clips, raft, kept / "flow", n_iters, polished, both_ways=True, progress=progress)

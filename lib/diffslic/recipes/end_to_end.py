@@ -28,7 +28,7 @@ CROP = (240, 432)  # of frames; smaller ones are taken whole
 JOINS = {"head": 0.0, "superpixels": 0.1, "flow": 0.2}  # share of the steps after which a part learns
 DEFAULTS = {"head": "unet", "raft": "small", "ssn": "composite-davis2016", "inputs": None, "widths": WIDTHS,
             "residual": False, "start": None, "n_iters": 12, "n_spixels": pipeline.N_SPIXELS,
-            "polished": True}  # of a network
+            "polished": "variational"}  # of a network
 RATES = {"superpixels": 0.1, "flow": 0.1}  # of the head's: what is trained already moves slowly
 CARD = {"what": "Masks of what moves by itself, from three frames: flow, superpixels and masks learned together.",
         "gpu_command": "diffslic train unet --end-to-end --out runs/end-to-end --n-clips 1000 --n-frames 6 "
@@ -106,7 +106,7 @@ class Triples:
 def network(head: str | None = None, *, raft: str | Path | None = None, ssn: str | Path | None = None,
             inputs: Sequence[str] | None = None, widths: Sequence[int] | None = None, residual: bool | None = None,
             start: str | Path | None = None, n_iters: int | None = None, n_spixels: int | None = None,
-            polished: bool | None = None, recompute: bool = False) -> EndToEnd:
+            polished: str | None = None, recompute: bool = False) -> EndToEnd:
     """The network before it is trained; what is not given is as :data:`DEFAULTS` say, or as ``start``.
 
     Args:
@@ -240,8 +240,8 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                        resume=resume, loggers=loggers, progress=progress)
     write_card(out_dir, fit, name=f"End to end: {', '.join(PARTS[::-1])}", **CARD,
                data=f"{len(clips)} clips ({clips[0].name} ...), {len(triples.frames)} triples, {batch_size} a step and "
-                    f"process; {model.n_iters} corrections of the flow{', polished' * model.polished}, "
-                    f"{model.n_spixels} superpixels"
+                    f"process; {model.n_iters} corrections of the flow"
+                    f" (polish: {model.polished}), {model.n_spixels} superpixels"
                     f"; {told_in_order(first)}" + (f"; frozen: {', '.join(frozen)}" if frozen else ""),
                validation=f"{len(validation)} other clips ({validation[0].name} ...), DAVIS 2016 protocol",
                command=command or f"diffslic.recipes.end_to_end.train({str(out_dir)!r}, ..., steps={steps})")
