@@ -1,8 +1,10 @@
 """What moves on DAVIS's development split, with the flow of the shipped RAFT: J and F of methods that learn nothing
-beside our networks, which saw no mask. Seven rows: flow magnitude and what the camera's motion leaves, both with Otsu's
-threshold, EM without a network, and each network with both rules that choose layers without looking at the truth.
+beside our networks, which saw no mask. Eight rows: flow magnitude and what the camera's motion leaves, both with Otsu's
+threshold, EM without a network, and each network with both rules that choose layers without looking at the truth. The
+last is the shipped U-Net of flow, which learned from masks of scenes.
 
     python benchmarks/motion.py [ROOT] [--resolution 480p] [--cache cache] [--em em] [--spacetime spacetime]
+                                [--polish variational]
 
 Without ROOT, on the reduced DAVIS of the folder that DIFFSLIC_REFERENCE names.
 """
@@ -17,13 +19,13 @@ import torch
 
 from diffslic import datasets, pipeline
 from diffslic.datasets.clip import Clip
-from diffslic.flow import RAFT
+from diffslic.flow import POLISHES, RAFT
 from diffslic.recipes import unet
-from diffslic.segmentation import MotionNet, camera_residual_mask, flow_magnitude_mask
+from diffslic.segmentation import MotionNet, UNet, camera_residual_mask, flow_magnitude_mask
 from diffslic.segmentation.selection import SELECTIONS
 
 
-def scores(clip: Clip, networks: dict[str, MotionNet]) -> dict[str, dict[str, float]]:
+def scores(clip: Clip, networks: dict[str, MotionNet], seen: UNet) -> dict[str, dict[str, float]]:
     masks = {"flow magnitude + Otsu": pipeline.predict_from_flow(flow_magnitude_mask, clip),
              "camera residual + Otsu": pipeline.predict_from_flow(camera_residual_mask, clip),
              "EM without a network": pipeline.predict_from_flow(pipeline.em_mask, clip)}
@@ -33,6 +35,7 @@ def scores(clip: Clip, networks: dict[str, MotionNet]) -> dict[str, dict[str, fl
         for rule in SELECTIONS:
             moving = net.moving(layers, flow, rule)
             masks[f"{name}, {rule}"] = torch.cat([moving, moving[-1:]]).byte().numpy()
+    masks["U-Net of flow"] = pipeline.predict(seen, clip)
     return {name: unet.score(mask, clip) for name, mask in masks.items()}
 
 
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     for name in ("em", "spacetime"):
         parser.add_argument(f"--{name}", default=name, help="a shipped name or a file")
+    parser.add_argument("--polish", default="search", choices=list(POLISHES))
     options = parser.parse_args()
     reference = os.environ.get("DIFFSLIC_REFERENCE")
     if options.root is None and reference is None:
@@ -54,10 +58,10 @@ def main() -> None:
     networks = {name: MotionNet.from_pretrained(getattr(options, name)) for name in ("em", "spacetime")}
     clips = datasets.open("davis2016", root=root, split="dev_val", resolution=resolution)
     folder = pipeline.cache_folder(options.cache, "davis2016", resolution, "flow")
-    clips = pipeline.precompute_flow(clips, RAFT.from_pretrained("small"), folder)
+    clips = pipeline.precompute_flow(clips, RAFT.from_pretrained("small"), folder, polished=options.polish)
     rows: dict[str, list[dict[str, float]]] = {}
     for clip in clips:
-        for name, figures in scores(clip, networks).items():
+        for name, figures in scores(clip, networks, UNet.from_pretrained("flow")).items():
             rows.setdefault(name, []).append(figures)
         print(clip.name, {name: round(figures[-1]["J-Mean"], 3) for name, figures in rows.items()}, flush=True)
     print(pd.DataFrame({name: {key: np.mean([row[key] for row in figures]) for key in ("J-Mean", "F-Mean")}
