@@ -161,6 +161,20 @@ def test_what_is_not_finite_is_told_of_its_step_and_never_kept(tmp_path, what, s
         assert training.load_weights("line", tmp_path / "best.safetensors").state["line.weight"].isfinite().all()
 
 
+def test_a_network_that_refuses_nan_does_not_hide_where_it_came_from(tmp_path):
+    """The gradient of step 2 breaks the weights; the network of step 3 says that they are not finite."""
+    def loss(network, batch):
+        if not network.line.weight.isfinite().all():
+            raise ValueError("features must be finite")
+        broken = torch.equal(batch["x"], make(1)["x"])
+        return NoSlope.apply((network(batch["x"]) - batch["y"]).square()[:, 0], broken)
+
+    with pytest.raises(ValueError, match="the norm of the gradient became nan at step 2; the learning rate is"):
+        training.fit(Line(), training.Batches(make), loss, lambda network: {"error": 0.0},
+                     training.Schedule(5, 0.1, validate_every=5), tmp_path, monitor="error", higher_is_better=False,
+                     device="cpu", progress=False)
+
+
 def test_the_rate_rises_then_falls():
     schedule = training.Schedule(100, 0.5, warmup=0.1)
     rates = [schedule.rate(step) for step in range(100)]

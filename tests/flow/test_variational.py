@@ -53,8 +53,17 @@ def test_polish_is_as_exact_under_autocast_and_carries_no_gradient():
     assert torch.equal(polished, half) and not polished.requires_grad
 
 
-def test_black_and_plain_images_leave_the_flow_as_it_is():
-    """Nothing to see is no reason for a division by zero."""
+def test_in_black_and_plain_images_constant_flow_stays():
+    """Nothing to see is no reason for a division by zero. Flow that is not constant is smoothed there."""
     for value in (0.0, 1.0):
         image, flow = torch.full((1, 3, 40, 56), value), torch.full((1, 2, 40, 56), 1.5)
         assert torch.allclose(polish(image, image, flow, "variational"), flow, atol=1e-4)
+
+
+def test_nan_stays_in_its_pair():
+    frame, second, shift = moved([1.3, 0.5])
+    frames, seconds, rough = (part[None].repeat(2, 1, 1, 1) for part in (frame, second, shift))
+    alone = polish(frames, seconds, rough, "variational")
+    rough[0, 0, 5, 5] = torch.nan
+    beside = polish(frames, seconds, rough, "variational")
+    assert beside[0].isnan().any() and torch.equal(beside[1], alone[1])

@@ -256,10 +256,11 @@ def train_softseg(
     from diffslic.recipes import softseg
 
     report.check_choice("compared", compared, list(softseg.COMPARED))
+    channels = numbers(widths, "--widths")
     how = how_to_train(out, {}, steps, batch_size, rate, validate_every, seed, device, devices, precision,
                        workers, logger, as_json)
     clips, validation = softseg.prepare(dataset, root, n_scenes=n_scenes, device=where_to_prepare(device))
-    fit = softseg.train(out, clips, validation, compared=compared, widths=numbers(widths, "--widths"), ssn=ssn,
+    fit = softseg.train(out, clips, validation, compared=compared, widths=channels, ssn=ssn,
                         dataset=dataset, **how)
     show_fit(fit, as_json)
 

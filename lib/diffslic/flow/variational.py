@@ -49,28 +49,33 @@ class _Bonds(NamedTuple):
 def variational_refinement(image1: Tensor, image2: Tensor, flow: Tensor) -> Tensor:
     """Solve for the flow that explains both images, from a rough flow on; see :func:`diffslic.flow.polish`.
 
-    Brightness and its gradient are asked to stay what they are along the flow, and the flow to be smooth but for jumps,
-    by robust penalties (Brox et al., ECCV 2004, section 2); residuals are divided by the gradients, which makes them
-    distances (Zimmer, Bruhn and Weickert, IJCV 2011, section 3.1). From a quarter of the size to the full one the
-    second image is read along the flow and the linearised problem solved, always for a change of the rough flow, whose
-    outlines a smaller size does not lose. Jumps are cheap along edges of the image, and where something is hidden in
-    the second image, or has left it, smoothness decides.
+    The flow w makes this small, x a pixel, y a neighbour of it, psi(s) = sqrt(s + e^2) with small e:
 
-    All pairs are solved at once, on their device, and no step waits for it. What is not finite stays so, and spoils its
-    surroundings.
+        sum_x trust(x) (psi(|I2(x + w) - I1(x)|^2 / n) + GRADIENTS psi(sum_i |d_i I2(x + w) - d_i I1(x)|^2 / n_i))
+        + SMOOTHNESS sum_xy exp(-EDGES |I1(x) - I1(y)|) psi(|w(x) - w(y)|^2)
+
+    Brightness and its gradient stay what they are along the flow, and the flow is smooth but for jumps (Brox et al.,
+    ECCV 2004), which are cheap along edges of the image. n, the squared slope of each constraint, makes distances in
+    pixels of the residuals (Zimmer, Bruhn and Weickert, IJCV 2011). What is hidden in the second image, or has left
+    it, is not trusted: there, as in plain areas, smoothness decides, whatever the rough flow was.
+
+    From a quarter of the size to the full one the second image is read along the flow and the linearised problem
+    solved, always for a change of the rough flow, whose outlines a smaller size does not lose. All pairs are solved at
+    once, on their device, and no step waits for it. A value that is not finite makes most of its pair NaN, not the
+    others of the batch.
     """
     height, width = flow.shape[-2:]
     with torch.autocast(flow.device.type, enabled=False):  # fractions of a pixel are lost on bfloat16
         full = [_along(_along(_grey(image.float()), -1, BLUR), -2, BLUR) for image in (image1, image2)]
-        change = torch.zeros_like(flow, dtype=torch.float32)
+        found = torch.zeros_like(flow, dtype=torch.float32)  # what is added to the rough flow
         for scale in SCALES:
             size = round(height / scale), round(width / scale)
             first, second = (geometry.resize(image, size) for image in full)
             rough = geometry.resize_flow(flow.float(), size)
-            polished = rough + geometry.resize_flow(change, size)
+            polished = rough + geometry.resize_flow(found, size)
             for _ in range(WARPS):
                 polished = _solved(_data(first, second, polished), _bonds(first, polished), polished)
-            change = polished - rough
+            found = polished - rough
     return polished.to(flow.dtype)
 
 
@@ -85,22 +90,25 @@ def _data(first: Tensor, second: Tensor, flow: Tensor) -> _Data:
     read = geometry.warp(second, flow, mode="bicubic", padding="border")
     mean, change = (first + read) / 2, read - first
     difference = F.avg_pool2d(change, 3, stride=1, padding=1, count_include_pad=False)
-    trusted = geometry.lands_inside(flow)[:, None] * torch.exp(-(difference / HIDDEN).square())
-    x, y = _along(mean, -1, SLOPE), _along(mean, -2, SLOPE)
-    brightness = [(x, y, change)]
-    gradient = [(_along(x, -1, SLOPE), _along(x, -2, SLOPE), _along(change, -1, SLOPE)),
-                (_along(y, -1, SLOPE), _along(y, -2, SLOPE), _along(change, -2, SLOPE))]
-    system = [torch.zeros_like(first) for _ in _Data._fields]
+    trust = geometry.lands_inside(flow)[:, None] * torch.exp(-(difference / HIDDEN).square())
+    by_x, by_y = _along(mean, -1, SLOPE), _along(mean, -2, SLOPE)
+    # Each is (its slope in x, its slope in y, by how much it is not kept).
+    brightness = [(by_x, by_y, change)]
+    gradient = [(_along(by_x, -1, SLOPE), _along(by_x, -2, SLOPE), _along(change, -1, SLOPE)),
+                (_along(by_y, -1, SLOPE), _along(by_y, -2, SLOPE), _along(change, -2, SLOPE))]
+    xx, xy, yy, x, y = (torch.zeros_like(first) for _ in _Data._fields)
     for constraints, weight in ((brightness, 1.0), (gradient, GRADIENTS)):
-        norms = [1 / (along_x.square() + along_y.square() + FAINT ** 2) for along_x, along_y, _ in constraints]
-        distance = sum(norm * residual.square() for norm, (*_, residual) in zip(norms, constraints))  # squared pixels
-        robust = weight * trusted * torch.rsqrt(distance + SHARPEST ** 2)
-        for norm, (along_x, along_y, residual) in zip(norms, constraints):
-            by_x, by_y = robust * norm * along_x, robust * norm * along_y
-            for part, one, other in zip(system, (by_x, by_x, by_y, by_x, by_y),
-                                        (along_x, along_y, along_y, residual, residual)):
-                part.addcmul_(one, other)
-    return _Data(*system)
+        norms = [1 / (slope_x.square() + slope_y.square() + FAINT ** 2) for slope_x, slope_y, _ in constraints]
+        distance = sum(norm * off.square() for norm, (*_, off) in zip(norms, constraints))  # squared pixels
+        robust = weight * trust * torch.rsqrt(distance + SHARPEST ** 2)                       # 2 psi'
+        for norm, (slope_x, slope_y, off) in zip(norms, constraints):
+            in_x, in_y = robust * norm * slope_x, robust * norm * slope_y
+            xx += in_x * slope_x
+            xy += in_x * slope_y
+            yy += in_y * slope_y
+            x += in_x * off
+            y += in_y * off
+    return _Data(xx, xy, yy, x, y)
 
 
 def _bonds(image: Tensor, flow: Tensor) -> _Bonds:
@@ -123,11 +131,11 @@ def _solved(data: _Data, bonds: _Bonds, flow: Tensor) -> Tensor:
     held = _gathered(bonds, torch.zeros_like(u), torch.ones_like(u))
     xx, yy = data.xx + held, data.yy + held
     determinant = xx * yy - data.xy.square()
-    along, across = torch.cat([yy, xx], dim=1) / determinant, data.xy / determinant
+    own, other = torch.cat([yy, xx], dim=1) / determinant, data.xy / determinant  # the inverse of each 2 x 2 system
     before, now, factor = flow, flow, 1.0
     for sweep in range(SWEEPS):
         wanted = _gathered(bonds, fixed, now)
-        solved = along * wanted - across * wanted.flip(1)
+        solved = own * wanted - other * wanted.flip(1)
         before, now = now, torch.lerp(before, solved, factor)
         factor = 1 / (1 - RADIUS ** 2 * (factor / 4 if sweep else 0.5))
     return now

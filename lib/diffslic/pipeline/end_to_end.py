@@ -215,7 +215,7 @@ class EndToEnd(nn.Module):
             head, head_config = HEADS[config["head"]]
             net = cls(RAFT(RAFTConfig(**config["flow"])), SSN(SSNConfig(**config["superpixels"])),
                       head(head_config(**config[config["head"]])), config["n_iters"], config["n_spixels"],
-                      config["polished"])
+                      config.get("polished", "none"))  # files without it are of before there was a choice
             training.fill(net, state)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a network trained end to end: "

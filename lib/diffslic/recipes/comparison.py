@@ -16,7 +16,7 @@ from scipy import stats
 from diffslic import datasets, pipeline
 from diffslic.datasets.clip import Clip
 from diffslic.files import note_says, write_note
-from diffslic.flow import RAFT
+from diffslic.flow import POLISHES, RAFT, polish_settings
 from diffslic.pipeline import EndToEnd
 from diffslic.recipes import end_to_end, unet
 from diffslic.segmentation import UNet
@@ -132,7 +132,9 @@ def _digest(clips: Clips) -> str:
 def _claim(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Note what the folder holds; with ``resume``, refuse one that holds something else."""
     parts = [RAFT.from_pretrained("small"), *(SSN.from_pretrained(name) for name in (OF_FLOW, OF_IMAGES))]
-    settings = {**settings, "networks": [pipeline.fingerprint(part) for part in parts]}
+    settings = {**settings, "networks": [pipeline.fingerprint(part) for part in parts],
+                "arms": {arm: str(what) for arm, what in ARMS.items()},
+                "polishes": [polish_settings(way) for way in POLISHES]}
     note = folder / "comparison.json"
     if resume and note.exists() and not note_says(note, settings):
         raise ValueError(f"{folder} holds another comparison: remove it or choose another folder")

@@ -230,7 +230,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     # A default that is named is the same run.
     asked = {name: value for name, value in (shape or {}).items() if value is not None and name != "recompute"}
     asked |= {"n_iters": model.n_iters, "n_spixels": model.n_spixels, "polished": model.polished,
-              "widths": tuple(asked.get("widths", WIDTHS))}
+              "inputs": tuple(model.head.config.inputs), "widths": getattr(model.head.config, "widths", None)}
     settings = {"frozen": list(frozen), "weights": weights._asdict(), "joins": dict(joins), "batch_size": batch_size,
                 "shape": {name: str(value) for name, value in {**DEFAULTS, **asked}.items()}, "seed": seed,
                 "clips": [clip.name for clip in clips]}

@@ -25,6 +25,7 @@ from diffslic.training.checkpoint import keep, load_model, new_state, read_check
 from diffslic.training.processes import (
     average_gradients,
     check_device,
+    mean_of_all,
     of_the_first,
     random_states,
     set_random_state,
@@ -186,9 +187,13 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
         # Where parts are frozen for a while DDP would search each step's graph for them, and warn once all learn: so it
         # leaves the gradients alone, and they are averaged below.
         with fabric.no_backward_sync(wrapped, enabled=before_step is not None):
-            with half:
-                value = loss(wrapped, batch).mean()
-            mean = _Arriving(fabric.all_reduce(value.detach().float().clone(), reduce_op="mean"))
+            try:
+                with half:
+                    value = loss(wrapped, batch).mean()
+            except Exception:  # networks refuse what is not finite: then the gradient of the step before is the cause
+                _check_finite(norm, "norm of the gradient", schedule, state["step"] - 1)
+                raise
+            mean = _Arriving(mean_of_all(fabric, value.detach().float().clone()))
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(value)
         if before_step is not None:

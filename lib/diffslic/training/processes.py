@@ -66,12 +66,23 @@ def set_random_state(fabric: Any, states: Tensor) -> None:
         torch.cuda.set_rng_state(of_gpu, fabric.device)
 
 
+def mean_of_all(fabric: Any, values: Tensor) -> Tensor:
+    """Mean over all processes, in place. Not Fabric's: that one has all wait for one another on the host first."""
+    if fabric.world_size > 1:
+        torch.distributed.all_reduce(values)
+        values /= fabric.world_size
+    return values
+
+
 def average_gradients(fabric: Any, model: nn.Module) -> None:
-    """Replace gradients by their means over all processes; the same parameters must have some in each."""
+    """Replace gradients by their means over all processes; the same parameters must have some in each.
+
+    A parameter without one keeps none, so that the optimiser leaves it alone, as it does in one process.
+    """
     found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if fabric.world_size == 1 or not found:
         return
-    means = fabric.all_reduce(torch.cat([gradient.flatten() for gradient in found]), reduce_op="mean")
+    means = mean_of_all(fabric, torch.cat([gradient.flatten() for gradient in found]))
     for gradient, mean in zip(found, means.split([gradient.numel() for gradient in found])):
         gradient.copy_(mean.view_as(gradient))
 
