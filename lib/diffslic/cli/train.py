@@ -127,9 +127,9 @@ def train_unet(
                                                   show_default="no-residual")] = None,
     start: Annotated[str | None, typer.Option(help="A U-Net to start from: a shipped name or a file. With --end-to-end "
                                                    "also a file that --end-to-end wrote: then all parts are those of "
-                                                   "the file, --n-iters and --n-spixels may be others, and --raft, "
-                                                   "--ssn, --head, --inputs, --widths and --residual are "
-                                                   "refused.")] = None,
+                                                   "the file, --n-iters, --n-spixels and --polish may be others, "
+                                                   "and --raft, --ssn, --head, --inputs, --widths and --residual "
+                                                   "are refused.")] = None,
     n_clips: Annotated[int, typer.Option(help="Scenes to train on.")] = 160,
     n_frames: Annotated[int, typer.Option(help="Frames of each scene.")] = 4, steps: Steps = 1500,
     batch_size: Batch = 4, rate: Rate = 1e-3, seed: Seed = 3, device: Accelerator = "auto", devices: Devices = 1,

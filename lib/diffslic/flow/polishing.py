@@ -31,7 +31,7 @@ def polish(image1: Tensor, image2: Tensor, flow: Tensor, way: str = "search") ->
     Raises:
         ValueError: no such way, sizes that do not belong together, or, of "search", what is not finite.
     """
-    polish_settings(way)  # is there such a way?
+    check_polish(way)
     if image1.ndim != 4 or image1.shape != image2.shape or flow.shape != (len(image1), 2, *image1.shape[2:]):
         raise ValueError(f"polish takes images (B, 3, H, W) and flow (B, 2, H, W) of one size, got "
                          f"{tuple(image1.shape)}, {tuple(image2.shape)} and {tuple(flow.shape)}")
@@ -40,12 +40,17 @@ def polish(image1: Tensor, image2: Tensor, flow: Tensor, way: str = "search") ->
     return POLISHES[way](image1, image2, flow.detach())
 
 
+def check_polish(way: str) -> None:
+    """Refuse a way that there is not, with a ValueError."""
+    if way not in POLISHES:
+        raise ValueError(f"flow is polished by one of {', '.join(POLISHES)}, got {way!r}")
+
+
 def polish_settings(way: str) -> str:
     """What makes flow that was polished this way what it is: a cache made with other settings is made again.
 
     Raises:
         ValueError: no such way.
     """
-    if way not in POLISHES:
-        raise ValueError(f"flow is polished by one of {', '.join(POLISHES)}, got {way!r}")
+    check_polish(way)
     return {"search": SEARCH, "variational": SOLVED, "none": ""}[way]

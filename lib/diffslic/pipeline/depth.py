@@ -10,7 +10,7 @@ from diffslic import depth, geometry, metrics, viz
 from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
 from diffslic.depth import DepthEstimate
-from diffslic.flow import RAFT, BothWays
+from diffslic.flow import RAFT, BothWays, check_polish
 from diffslic.pipeline.precompute import video_flow_both_ways
 from diffslic.superpixels import SSN
 from diffslic.training import device_of
@@ -102,6 +102,7 @@ class _Pairs:
     """Flow between frames of a clip, there and back at once, kept until nobody asks for it any more."""
 
     def __init__(self, clip: Clip, raft: RAFT, n_iters: int, polished: str, min_parallax: float) -> None:
+        check_polish(polished)
         self.clip, self.raft, self.how, self.min_parallax = clip, raft, (n_iters, polished), min_parallax
         self.kept: dict[tuple[int, int], BothWays] = {}
 

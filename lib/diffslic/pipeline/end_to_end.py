@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffslic import training
-from diffslic.flow import RAFT, RAFTConfig, polish, polish_settings
+from diffslic.flow import RAFT, RAFTConfig, check_polish, polish
 from diffslic.pipeline.inputs import INPUTS, LEAST_SPREAD, N_SPIXELS
 from diffslic.pipeline.precompute import video_flow_both_ways
 from diffslic.pipeline.predict import logits_of_views
@@ -71,7 +71,7 @@ class EndToEnd(nn.Module):
         super().__init__()
         if n_iters < 1 or n_spixels < 1:
             raise ValueError(f"n_iters and n_spixels must be at least 1, got {n_iters} and {n_spixels}")
-        polish_settings(polished)  # is there such a way?
+        check_polish(polished)
         if superpixels.extra_channels != 4:
             raise ValueError("the superpixels must be those of a composite SSN over flow there and back, "
                              f"got one of {superpixels.extra_channels} further channels")

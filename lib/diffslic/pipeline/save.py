@@ -13,7 +13,7 @@ from diffslic import metrics, viz
 from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
 from diffslic.datasets.video import FPS, write_video
-from diffslic.flow import RAFT
+from diffslic.flow import RAFT, check_polish
 from diffslic.pipeline.precompute import video_flow, video_flow_both_ways
 from diffslic.superpixels import SSN, SpixelFCN
 from diffslic.training import device_of
@@ -86,6 +86,7 @@ def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, pol
         raise ValueError(f"flow is written as {' or '.join(LAYOUTS)}, got {layout!r}")
     if largest is not None and not largest > 0:
         raise ValueError(f"the largest motion of the colours must be above 0, got {largest}")
+    check_polish(polished)
     folder, write = Path(folder), LAYOUTS[layout]
     names = [clip.frame_name(t) for t in range(len(clip))]
     _refuse_others(folder, names, layout, both_ways)

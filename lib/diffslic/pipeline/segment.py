@@ -19,7 +19,7 @@ from diffslic.datasets import given_masks, io
 from diffslic.datasets.clip import VOID, Clip
 from diffslic.datasets.video import FPS, write_video
 from diffslic.files import note_says, write_note
-from diffslic.flow import RAFT, polish_settings
+from diffslic.flow import RAFT, check_polish, polish_settings
 from diffslic.pipeline.end_to_end import EndToEnd
 from diffslic.pipeline.inputs import find_superpixels, network_input
 from diffslic.pipeline.motion import painted
@@ -291,7 +291,7 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         raise ValueError(f"the method is one of {', '.join(METHODS)}, got {method!r}")
     if rows < 8 or n_iters < 1:
         raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
-    polish_settings(polished)  # is there such a way?
+    check_polish(polished)
     if method == "end-to-end" and (raft, ssn, n_iters, polished, window) != ("small", "scenes", 12, "search", None):
         raise ValueError("a network trained end to end has its own flow and superpixels: no other raft, ssn, "
                          "corrections, polish or window can be given")
