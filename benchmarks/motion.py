@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     for name in ("em", "spacetime"):
         parser.add_argument(f"--{name}", default=name, help="a shipped name or a file")
-    parser.add_argument("--polish", default="search", choices=list(POLISHES))
+    parser.add_argument("--polish", default="variational", choices=list(POLISHES))
     options = parser.parse_args()
     reference = os.environ.get("DIFFSLIC_REFERENCE")
     if options.root is None and reference is None:

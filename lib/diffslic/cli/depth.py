@@ -23,7 +23,7 @@ def depth(
     weights: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     ssn: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "bsds500",
     iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
-    polish: Polish = "search",
+    polish: Polish = "variational",
     min_parallax: Annotated[float, typer.Option(help="In pixels; with less there is no depth.")] = 2.0,
     device: Device = "cpu",
     as_json: Json = False,

@@ -47,7 +47,7 @@ def segment(
     raft: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     ssn: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "scenes",
     rows: Annotated[int, typer.Option(help="Height at which the networks work.")] = 240,
-    polish: Polish = "search",
+    polish: Polish = "variational",
     overlay: Annotated[bool, typer.Option(help="Also write overlay frames and film.")] = True,
     fps: Annotated[float | None, typer.Option(help="Frames per second of the film.",
                                               show_default="the video's, or 24")] = None,
@@ -137,7 +137,7 @@ def flow(
     weights: Annotated[str, typer.Option(help="RAFT: a shipped name or a file, also princeton-vl's or "
                                               "torchvision's.")] = "small",
     iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
-    polish: Polish = "search",
+    polish: Polish = "variational",
     both_ways: Annotated[bool, typer.Option("--both-ways", help="Also the flow to the frame before, and what the "
                                                                 "next frame does not show.")] = False,
     layout: Annotated[str, typer.Option("--format", help="flo (Middlebury) or png (KITTI).")] = "flo",
@@ -215,7 +215,7 @@ def precompute_flow(
     resolution: Resolution = "480p",
     weights: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     iters: Annotated[int, typer.Option(help="Corrections per pair.")] = 12,
-    polish: Polish = "search",
+    polish: Polish = "variational",
     both_ways: Annotated[bool, typer.Option("--both-ways", help="Also the flow to the frame before.")] = False,
     export: Annotated[Path | None, typer.Option(help="Write both ways to EXPORT/<clip>.h5 too, in the layout of the "
                                                      "composite-SSN study.")] = None,

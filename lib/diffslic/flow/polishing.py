@@ -12,7 +12,7 @@ POLISHES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "search": inverse_search, "variational": variational_refinement, "none": lambda image1, image2, flow: flow}
 
 
-def polish(image1: Tensor, image2: Tensor, flow: Tensor, way: str = "search") -> Tensor:
+def polish(image1: Tensor, image2: Tensor, flow: Tensor, way: str = "variational") -> Tensor:
     """Bring a flow that is roughly right to a fraction of a pixel.
 
     RAFT decides at an eighth of the image's size: it finds far matches, and leaves small motions and the outlines of

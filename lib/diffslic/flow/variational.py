@@ -16,16 +16,16 @@ WARPS = 2         # times that the second image is read anew at each of them
 SWEEPS = 20       # of the solver for each reading
 BLUR = (0.18, 0.64, 0.18)  # of three pixels, a deviation of 0.6: images are smoothed before they are derived
 SLOPE = (1 / 12, -2 / 3, 0, 2 / 3, -1 / 12)  # of five, their derivative: exact for polynomials of the fourth degree
-FAINT = 0.01      # brightness per pixel: gradients below count little, they are noise
+COARSE = 0.001    # brightness: images of 8 bits are rounded by as much, so they have no less noise than this
 GRADIENTS = 8.0   # weight of gradients that stay as they are, beside 1 of brightness that does
-SMOOTHNESS = 5.0  # weight of the flow's own smoothness
-EDGES = 10.0      # how much less smooth it must be across a step of the brightness by 1: a factor exp(-10)
+SMOOTHNESS = 6.0  # weight of the flow's own smoothness
+EDGES = 10.0      # how much less smooth it must be across a step of a colour by 1: a factor exp(-10)
 HIDDEN = 0.05     # brightness: where images differ by more than this, a pixel is likely to be hidden in the second
 SHARPEST = 0.001  # pixels, where the robust penalty of the data turns from square to absolute value
 JUMP = 0.01       # pixels from neighbour to neighbour, where that of the smoothness does
 RADIUS = 0.99     # of the spectrum of Jacobi's iteration, which the sweeps accelerate
 SOLVED = (f"variational, scales {SCALES}, {WARPS} readings, {SWEEPS} sweeps, weights "
-          f"{(BLUR, FAINT, GRADIENTS, SMOOTHNESS, EDGES, HIDDEN, SHARPEST, JUMP, RADIUS)}")  # for caches
+          f"{(BLUR, COARSE, GRADIENTS, SMOOTHNESS, EDGES, HIDDEN, SHARPEST, JUMP, RADIUS)}")  # for caches
 
 
 class _Data(NamedTuple):
@@ -52,12 +52,14 @@ def variational_refinement(image1: Tensor, image2: Tensor, flow: Tensor) -> Tens
     The flow w makes this small, x a pixel, y a neighbour of it, psi(s) = sqrt(s + e^2) with small e:
 
         sum_x trust(x) (psi(|I2(x + w) - I1(x)|^2 / n) + GRADIENTS psi(sum_i |d_i I2(x + w) - d_i I1(x)|^2 / n_i))
-        + SMOOTHNESS sum_xy exp(-EDGES |I1(x) - I1(y)|) psi(|w(x) - w(y)|^2)
+        + SMOOTHNESS sum_xy exp(-EDGES |C1(x) - C1(y)|) psi(|w(x) - w(y)|^2)
 
-    Brightness and its gradient stay what they are along the flow, and the flow is smooth but for jumps (Brox et al.,
-    ECCV 2004), which are cheap along edges of the image. n, the squared slope of each constraint, makes distances in
-    pixels of the residuals (Zimmer, Bruhn and Weickert, IJCV 2011). What is hidden in the second image, or has left
-    it, is not trusted: there, as in plain areas, smoothness decides, whatever the rough flow was.
+    Brightness I and its gradient stay what they are along the flow, and the flow is smooth but for jumps (Brox et al.,
+    ECCV 2004), which are cheap along edges of the image: where the colour C changes, by the channel that does most.
+    n, the squared slope of each constraint, makes distances in pixels of the residuals (Zimmer, Bruhn and Weickert,
+    IJCV 2011); the images' noise, which is estimated, is added to it, so that a slope counts by how far it stands out
+    of that. What is hidden in the second image, or has left it, is not trusted: there, as in plain areas, smoothness
+    decides, whatever the rough flow was.
 
     From a quarter of the size to the full one the second image is read along the flow and the linearised problem
     solved, always for a change of the rough flow, whose outlines a smaller size does not lose. All pairs are solved at
@@ -66,15 +68,18 @@ def variational_refinement(image1: Tensor, image2: Tensor, flow: Tensor) -> Tens
     """
     height, width = flow.shape[-2:]
     with torch.autocast(flow.device.type, enabled=False):  # fractions of a pixel are lost on bfloat16
-        full = [_along(_along(_grey(image.float()), -1, BLUR), -2, BLUR) for image in (image1, image2)]
+        noise = torch.maximum(_noise(_grey(image1.float())), _noise(_grey(image2.float()))).clamp(min=COARSE)
+        colours = _along(_along(image1.float(), -1, BLUR), -2, BLUR)
+        second_full = _along(_along(_grey(image2.float()), -1, BLUR), -2, BLUR)
         found = torch.zeros_like(flow, dtype=torch.float32)  # what is added to the rough flow
         for scale in SCALES:
             size = round(height / scale), round(width / scale)
-            first, second = (geometry.resize(image, size) for image in full)
+            coloured, second = geometry.resize(colours, size), geometry.resize(second_full, size)
+            first, hold = _grey(coloured), _hold(coloured)
             rough = geometry.resize_flow(flow.float(), size)
             polished = rough + geometry.resize_flow(found, size)
             for _ in range(WARPS):
-                polished = _solved(_data(first, second, polished), _bonds(first, polished), polished)
+                polished = _solved(_data(first, second, polished, noise / scale), _bonds(hold, polished), polished)
             found = polished - rough
     return polished.to(flow.dtype)
 
@@ -85,7 +90,17 @@ def _grey(images: Tensor) -> Tensor:
     return red + green + blue
 
 
-def _data(first: Tensor, second: Tensor, flow: Tensor) -> _Data:
+def _noise(images: Tensor) -> Tensor:
+    """Deviation of the noise of images (B, 1, H, W), as (B, 1, 1, 1): of what neither lines nor planes explain.
+
+    Immerkaer, Fast noise variance estimation, CVIU 1996, whose mask has the norm 6; the median, not the mean, since
+    most pixels have no texture, and where most do, what is taken for noise is its finest part.
+    """
+    rest = _along(_along(images, -1, (1, -2, 1)), -2, (1, -2, 1))
+    return rest.abs().flatten(1).median(dim=1).values[:, None, None, None] / (6 * 0.6745)
+
+
+def _data(first: Tensor, second: Tensor, flow: Tensor, noise: Tensor) -> _Data:
     """Constancy of brightness and of its gradient, linearised at the flow and weighted by the robust penalty."""
     read = geometry.warp(second, flow, mode="bicubic", padding="border")
     mean, change = (first + read) / 2, read - first
@@ -98,7 +113,7 @@ def _data(first: Tensor, second: Tensor, flow: Tensor) -> _Data:
                 (_along(by_y, -1, SLOPE), _along(by_y, -2, SLOPE), _along(change, -2, SLOPE))]
     xx, xy, yy, x, y = (torch.zeros_like(first) for _ in _Data._fields)
     for constraints, weight in ((brightness, 1.0), (gradient, GRADIENTS)):
-        norms = [1 / (slope_x.square() + slope_y.square() + FAINT ** 2) for slope_x, slope_y, _ in constraints]
+        norms = [1 / (slope_x.square() + slope_y.square() + noise.square()) for slope_x, slope_y, _ in constraints]
         distance = sum(norm * off.square() for norm, (*_, off) in zip(norms, constraints))  # squared pixels
         robust = weight * trust * torch.rsqrt(distance + SHARPEST ** 2)                       # 2 psi'
         for norm, (slope_x, slope_y, off) in zip(norms, constraints):
@@ -111,13 +126,16 @@ def _data(first: Tensor, second: Tensor, flow: Tensor) -> _Data:
     return _Data(xx, xy, yy, x, y)
 
 
-def _bonds(image: Tensor, flow: Tensor) -> _Bonds:
-    """Weights of the robust smoothness, small across edges of the image and jumps of the flow."""
-    def bond(axis: int) -> Tensor:
-        jump = flow.diff(dim=axis).square().sum(1, keepdim=True)
-        return SMOOTHNESS * torch.exp(-EDGES * image.diff(dim=axis).abs()) * torch.rsqrt(jump + JUMP ** 2)
+def _hold(colours: Tensor) -> _Bonds:
+    """How strongly the first image lets neighbours hold each other: less across its edges."""
+    return _Bonds(*(SMOOTHNESS * torch.exp(-EDGES * colours.diff(dim=axis).abs().amax(1, keepdim=True))
+                    for axis in (-1, -2)))
 
-    return _Bonds(bond(-1), bond(-2))
+
+def _bonds(hold: _Bonds, flow: Tensor) -> _Bonds:
+    """Weights of the robust smoothness: ``hold``, and small across jumps of the flow."""
+    return _Bonds(*(most * torch.rsqrt(flow.diff(dim=axis).square().sum(1, keepdim=True) + JUMP ** 2)
+                    for most, axis in zip(hold, (-1, -2))))
 
 
 def _solved(data: _Data, bonds: _Bonds, flow: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ SKY = 1000.0  # metres; a truth beyond is none
 NEEDED = ("camera_to_world", "intrinsics")
 
 
-def pair_depth(clip: Clip, t: int, other: int, raft: RAFT, n_iters: int = 12, polished: str = "search",
+def pair_depth(clip: Clip, t: int, other: int, raft: RAFT, n_iters: int = 12, polished: str = "variational",
                min_parallax: float = MIN_PARALLAX) -> DepthEstimate:
     """Depth of frame ``t`` from the flow to frame ``other``, what that does not show left out.
 
@@ -41,7 +41,7 @@ def pair_depth(clip: Clip, t: int, other: int, raft: RAFT, n_iters: int = 12, po
 
 
 def frame_depth(clip: Clip, t: int, raft: RAFT, offsets: Sequence[int] = (-2, -1, 1, 2), n_iters: int = 12,
-                polished: str = "search", min_parallax: float = MIN_PARALLAX) -> DepthEstimate:
+                polished: str = "variational", min_parallax: float = MIN_PARALLAX) -> DepthEstimate:
     """Depth of frame ``t``, fused from the pairs with the frames at ``offsets`` from it, as far as the clip has them.
 
     Raises:
@@ -52,7 +52,7 @@ def frame_depth(clip: Clip, t: int, raft: RAFT, offsets: Sequence[int] = (-2, -1
 
 
 def save_depth(clips: Sequence[Clip], folder: str | Path, raft: RAFT, ssn: SSN | None = None, n_spixels: int = 400,
-               offsets: Sequence[int] = (-2, -1, 1, 2), n_iters: int = 12, polished: str = "search",
+               offsets: Sequence[int] = (-2, -1, 1, 2), n_iters: int = 12, polished: str = "variational",
                min_parallax: float = MIN_PARALLAX, progress: bool = True) -> list[dict[str, float | str]]:
     """Depth of every frame as files: ``FOLDER/<clip>/<frame>.npy`` in metres, ``_sigma.npy``, and ``_depth.png``.
 

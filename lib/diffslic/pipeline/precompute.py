@@ -28,7 +28,7 @@ from diffslic.training import device_of, own_share, speaks
 POLL, PATIENCE = 0.2, 60.0  # seconds: between two looks for the file of another process; before it is told of
 
 
-def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished: str = "search") -> Iterator[Tensor]:
+def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished: str = "variational") -> Iterator[Tensor]:
     """Flow from each frame to the next as everything here uses it: RAFT's, polished.
 
     Args:
@@ -45,7 +45,7 @@ def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished
 
 
 def video_flow_both_ways(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12,
-                         polished: str = "search") -> Iterator[BothWays]:
+                         polished: str = "variational") -> Iterator[BothWays]:
     """As :func:`video_flow`, between neighbouring frames there and back, with occlusion."""
     ahead, seen = tee(frames)
     for both, (first, second) in zip(raft.video_both_ways(ahead, n_iters), pairwise(seen)):
@@ -57,7 +57,7 @@ def video_flow_both_ways(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12
         yield BothWays(*flows, *occlusion(flows, flows.flip(0)))
 
 
-def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12, polished: str = "search",
+def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12, polished: str = "variational",
                     both_ways: bool = False, progress: bool = True) -> list[Clip]:
     """Keep the flow of clips, one HDF5 file each, and return the clips with it as their ``flow``.
 

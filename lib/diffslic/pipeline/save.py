@@ -60,7 +60,7 @@ def save_superpixels(images: Sequence[str | Path], folder: str | Path, model: SS
     return rows
 
 
-def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, polished: str = "search",
+def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, polished: str = "variational",
               both_ways: bool = False, layout: str = "flo", largest: float | None = None,
               progress: bool = True) -> dict[str, float]:
     """Flow of a video: a file and a picture per pair of frames, and a film.
