@@ -3,7 +3,7 @@
 Procedural scenes at 128x192, RAFT-small with 4 corrections, 150 superpixels of the composite, a new head, 300 steps of
 two frames, three seeds, bfloat16 products. The first pre-generated arm has the very parts from which the others start:
 4 corrections, polished by the variational way, superpixels of colour and flow. Two others have superpixels of colour
-alone and 12 corrections, polished by the search, as commands do, or by the variational way; the last has no polish.
+alone and 12 corrections, polished by the variational way, as commands do, or by the search; the last has no polish.
 
     python benchmarks/end_to_end.py --out runs/end_to_end
     python benchmarks/end_to_end.py --rows docs/end_to_end.csv      # the table again of rows that were kept

@@ -107,7 +107,7 @@ def test_the_flow_of_a_video_is_rafts_polished(clips, raft):
     frames = [clips[0].frame(t) for t in range(3)]
     plain, polished = (list(pipeline.video_flow(raft, iter(frames), 2, polished=p)) for p in ("none", "search"))
     assert all(torch.equal(a, b) for a, b in zip(plain, raft.video(frames, 2), strict=True))
-    assert torch.equal(polished[1], polish(frames[1][None], frames[2][None], plain[1][None])[0])
+    assert torch.equal(polished[1], polish(frames[1][None], frames[2][None], plain[1][None], "search")[0])
     assert len(polished) == 2 and not torch.equal(polished[1], plain[1])
 
 

@@ -244,6 +244,9 @@ def test_bad_input(tmp_path):
     torch.save({**whole, "fnet.conv2.bias": torch.zeros(7)}, tmp_path / "size.pth")
     with pytest.raises(ValueError, match=r": of another size fnet.conv2.bias \(7,\) for \(128,\)$"):
         RAFT.from_pretrained(tmp_path / "size.pth")
+    torch.save({**whole, "fnet.conv2.bias": torch.full((128,), math.nan)}, tmp_path / "nan.pth")
+    with pytest.raises(ValueError, match=r"nan.pth does not hold the weights of a RAFT: not finite fnet.conv2.bias$"):
+        RAFT.from_pretrained(tmp_path / "nan.pth")
 
 
 def test_mixed_precision_keeps_positions_and_similarities_whole():

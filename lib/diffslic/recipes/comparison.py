@@ -28,8 +28,8 @@ OF_FLOW, OF_IMAGES = "composite-davis2016", "scenes"  # superpixel networks: of 
 # for what is named.
 PRE_GENERATED: dict[str, dict[str, Any]] = {
     BASE: {},
-    "pre-generated, as commands do": {"n_iters": 12, "polished": "search", "ssn": OF_IMAGES},
-    "pre-generated, 12 corrections": {"n_iters": 12, "ssn": OF_IMAGES},
+    "pre-generated, as commands do": {"n_iters": 12, "ssn": OF_IMAGES},
+    "pre-generated, so by the search": {"n_iters": 12, "ssn": OF_IMAGES, "polished": "search"},
     "pre-generated, not polished": {"polished": "none"},
 }
 # What learns in one graph, and with which head.

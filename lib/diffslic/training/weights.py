@@ -82,13 +82,14 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put a state dict into a network.
 
     Raises:
-        ValueError: names what is missing, what the network does not have, and what has another size.
+        ValueError: names what is missing, what the network does not have, and what has another size or is not finite.
     """
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     sizes = [f"{name} {tuple(state[name].shape)} for {own[name]}" for name in own
              if name in state and tuple(state[name].shape) != own[name]]
     problems = {"missing": [name for name in own if name not in state],
-                "not of this network": [name for name in state if name not in own], "of another size": sizes}
+                "not of this network": [name for name in state if name not in own], "of another size": sizes,
+                "not finite": [name for name in state if not state[name].isfinite().all()]}
     if any(problems.values()):
         raise ValueError("; ".join(f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}"
                                    for what, names in problems.items() if names))
