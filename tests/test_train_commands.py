@@ -55,22 +55,26 @@ def test_another_run_is_refused_before_its_data_are_prepared(command, folder, pr
     (["instances", "--bodies", "2"], "n_bodies 6 there, 2 here"),
     (["em", "--layers", "3"], "n_layers 4 there, 3 here"),
     (["spacetime", "--crop", "64"], "crop none there, 64 here"),
+    (["softseg", "--widths", "8,16,32"], "widths 32,64,128 there, 8,16,32 here"),
+    (["unet", "--end-to-end", "--freeze", "flow"], "frozen none there, flow here"),
+    (["unet", "--end-to-end", "--polish", "none"], "polished variational there, none here"),
 ])
 def test_what_is_known_of_a_network_is_compared_before_its_data(command, told, prepared, tmp_path, monkeypatch, fails):
     def train(out, *_, **how):  # nothing but its first checkpoint
         raise ValueError(f"began {out}")
 
-    monkeypatch.setattr(RECIPES[command[0]], "train", train)
+    first, recipe = command[:-2], end_to_end if "--end-to-end" in command else RECIPES[command[0]]
+    monkeypatch.setattr(recipe, "train", train)
     kept = {}
     monkeypatch.setattr(training, "check_resume", lambda out, schedule, settings, **how: kept.update(
         {"schedule": asdict(schedule), "precision": how["precision"], "number of processes": 1, **settings}))
-    assert "began" in fails("train", command[0], "--out", tmp_path)
+    assert "began" in fails("train", *first, "--out", tmp_path)
     torch.save({"identity": json.loads(json.dumps({**kept, "clips": []}))}, tmp_path / "last.ckpt")
     monkeypatch.undo()
-    monkeypatch.setattr(RECIPES[command[0]], "train", train)
-    for recipe in (unet, motion, ssn):
-        monkeypatch.setattr(recipe, "prepare", lambda *_, **__: (scenes(), scenes(5)))
-    assert "began" in fails("train", command[0], "--out", tmp_path)
+    monkeypatch.setattr(recipe, "train", train)
+    for each in (unet, motion, ssn, softseg):
+        monkeypatch.setattr(each, "prepare", lambda *_, **__: (scenes(), scenes(5)))
+    assert "began" in fails("train", *first, "--out", tmp_path)
     assert told in fails("train", *command, "--out", tmp_path)
 
 
@@ -126,3 +130,25 @@ def test_the_figures_beside_stand_in_the_card(tmp_path):
     cards.write_card(tmp_path, training.FitResult(history, 1, 1.0, tmp_path / "x", True), **words,
                      more=lambda: {"j without": 0.25})
     assert "| j | 0.5 |\n| j without | 0.25 |" in (tmp_path / "card.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command, told", [
+    (["ssn", "--root", "x"], "--root is of a dataset on disk: scenes are drawn"),
+    (["ssn", "--resolution", "240p"], "--resolution is of DAVIS"),
+    (["ssn", "--dataset", "davis2016", "--root", "x", "--cache", "y"], "--cache is of a composite on DAVIS"),
+    (["raft", "--dataset", "sintel", "--root", "x", "--textures", "y"],
+     "--textures is of scenes: give --dataset scenes with it, or leave it out"),
+    (["raft", "--start", "small", "--variant", "large"], "small is a small RAFT, asked was for a large one"),
+    (["unet", "--resolution", "240p"], "--resolution is of a dataset on disk: scenes are drawn"),
+    (["unet", "--end-to-end", "--dataset", "davis2016", "--root", "x", "--n-frames", "6"],
+     "--n-frames is of scenes: give --dataset scenes with it, or leave it out"),
+    (["softseg", "--ssn", "bsds500"], "--ssn is of --compared ssn"),
+    (["em", "--root", "x", "--file", "y"], "--file is of --dataset split"),
+    (["spacetime", "--dataset", "davis2016", "--root", "x", "--n-clips", "3"],
+     "--n-clips is of scenes: give --dataset scenes with it, or leave it out"),
+    (["em", "--dataset", "split", "--root", "x", "--file", "y", "--cache", "z"],
+     "--cache is for what is computed: a split has flow of its own"),
+])
+def test_an_option_that_would_do_nothing_is_refused(command, told, prepared, tmp_path, fails):
+    assert fails("train", *command, "--out", tmp_path / "run") == f"diffslic: {told}"
+    assert set(prepared) <= {"raft"} and not (tmp_path / "run").exists()

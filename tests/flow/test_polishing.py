@@ -69,6 +69,12 @@ def test_the_variational_polish_follows_faint_texture_and_not_noise():
     assert polish(*noisy, rough, "variational")[sky].diff(dim=-1).abs().mean() < 0.01
 
 
+def test_the_variational_polish_of_images_in_bytes_is_finite():
+    frame, second, shift = (part[None] for part in moved([1.0, 0.5]))
+    frame[..., :40] = 0  # a plain half beside an edge
+    assert polish(255 * frame, 255 * second, shift, "variational").isfinite().all()
+
+
 def test_polish_names_sizes_that_do_not_belong_together():
     with pytest.raises(ValueError, match=r"of one size, got \(1, 3, 20, 20\), \(1, 3, 20, 20\) and \(1, 2, 20, 21\)"):
         polish(torch.rand(1, 3, 20, 20), torch.rand(1, 3, 20, 20), torch.rand(1, 2, 20, 21))
@@ -79,7 +85,7 @@ def test_ways_that_there_are():
     rough = torch.rand(1, 2, 20, 24)
     assert torch.equal(polish(*images, rough, "none"), rough)
     assert len({polish_settings(way) for way in POLISHES}) == 3  # caches tell them apart
-    with pytest.raises(ValueError, match="flow is polished by one of search, variational, none, got 'both'"):
+    with pytest.raises(ValueError, match="flow is polished by one of variational, search, none, got 'both'"):
         polish(*images, rough, "both")
 
 

@@ -13,8 +13,8 @@ app = typer.Typer(help="Superpixels, optical flow and motion segmentation.", ric
 
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON, for a machine.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
-Polish = Annotated[str, typer.Option(help="How RAFT's flow is brought to a fraction of a pixel: search (as the shipped "
-                                          "networks know it), variational or none.")]
+Polish = Annotated[str, typer.Option(help="How RAFT's flow is brought to a fraction of a pixel: variational, search or "
+                                          "none.")]
 Precision = Annotated[str, typer.Option(help="Of training: 32-true or bf16-mixed.")]
 Batch = Annotated[int, typer.Option("--batch-size", help="Samples per step and process.")]
 Root = Annotated[Path, typer.Argument(help="The dataset's folder; with --dataset folder own frames or a video file.")]
@@ -49,6 +49,13 @@ def show(figures: Mapping[str, Any], as_json: bool) -> None:
     width = max(map(len, figures), default=0)
     for name, value in figures.items():
         print(f"{name:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")
+
+
+def refuse_given(context: typer.Context, why: str, *names: str) -> None:
+    """Refuse options that were given and would do nothing; ``why`` says what they are for."""
+    for name in names:
+        if context.get_parameter_source(name).name != "DEFAULT":
+            raise ValueError(f"--{name.replace('_', '-')} {why}")
 
 
 def numbers(text: str, option: str, example: str = "16,32") -> list[int]:

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from diffslic.cli.common import (
     Workers,
     app,
     numbers,
+    refuse_given,
     show,
 )
 
@@ -37,6 +39,7 @@ app.add_typer(train_app, name="train")
 
 @train_app.command("ssn")
 def train_ssn(
+    context: typer.Context,
     out: TrainOut,
     dataset: Annotated[str, typer.Option(help="scenes, bsds500 or davis2016.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
@@ -62,6 +65,12 @@ def train_ssn(
     """
     from diffslic.recipes import ssn
 
+    refuse_other_data(context, dataset, of_scenes=("n_scenes",))
+    on_davis = dataset == "davis2016" or davis is not None
+    if not on_davis:
+        refuse_given(context, "is of DAVIS", "resolution")
+    if not (on_davis and model == "composite"):
+        refuse_given(context, "is of a composite on DAVIS", "flow_root", "cache")
     report.check_choice("model", model, list(ssn.WHAT))
     report.check_choice("loss", loss, list(ssn.RECONSTRUCTIONS))
     network = ssn.new_network(model, width, n_iters, start)
@@ -79,10 +88,11 @@ def train_ssn(
 
 @train_app.command("raft")
 def train_raft(
+    context: typer.Context,
     out: TrainOut,
     dataset: Annotated[str, typer.Option(help="scenes, flyingchairs, sintel, kitti or tartanair.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
-    variant: Annotated[str, typer.Option(help="small or large; of --start, its own.")] = "small",
+    variant: Annotated[str | None, typer.Option(help="small or large.", show_default="small, or as --start")] = None,
     n_iters: Annotated[int, typer.Option(help="Corrections per pair; 0 trains the features alone.")] = 12,
     power: Annotated[float, typer.Option(help="Of the distances in the loss: 1, or below for fine-tuning.")] = 1.0,
     matching_weight: Annotated[float, typer.Option(help="Of the matching loss.")] = 1.0,
@@ -102,6 +112,7 @@ def train_raft(
     """
     from diffslic.recipes import raft
 
+    refuse_other_data(context, dataset, of_scenes=("n_scenes", "textures"))
     how = how_to_train(out, {}, steps, batch_size, rate, validate_every, seed, device, devices, precision,
                        workers, logger, as_json)
     clips, validation = raft.prepare(dataset, root)
@@ -113,6 +124,7 @@ def train_raft(
 
 @train_app.command("unet")
 def train_unet(
+    context: typer.Context,
     out: TrainOut,
     dataset: Annotated[str, typer.Option(help="scenes or davis2016.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
@@ -165,8 +177,11 @@ def train_unet(
     All in one graph: diffslic train unet --end-to-end --out runs/end-to-end --n-frames 6 --batch-size 2, and then
     diffslic segment my_frames/ --method end-to-end --weights runs/end-to-end/best.safetensors --out masks/
     """
+    from diffslic.recipes import end_to_end as whole
     from diffslic.recipes import unet
+    from diffslic.training import speaks
 
+    refuse_other_data(context, dataset, of_scenes=("n_clips", "n_frames"), of_files=("root", "resolution"))
     shape = {"inputs": inputs.split(",") if inputs else None, "start": start, "residual": residual,
              "widths": None if widths is None else numbers(widths, "--widths")}
     together = {"head": head, "freeze": freeze, "raft": raft, "ssn": ssn, "n_iters": n_iters, "n_spixels": n_spixels,
@@ -176,35 +191,38 @@ def train_unet(
         raise ValueError(f"--{next(iter(together)).replace('_', '-')} is of --end-to-end")
     if cache is not None and end_to_end:
         raise ValueError("--cache is for what is computed beforehand: --end-to-end keeps nothing")
-    settings = {} if end_to_end else unet.settings_of(**shape, batch_size=batch_size, seed=seed)
+    if end_to_end:
+        parts = _parts_to_train(shape, together)
+        # What cannot be is refused before anything is drawn, another run too.
+        settings = whole.settings_of(whole.network(**parts["shape"]), **parts, batch_size=batch_size, seed=seed)
+        order = whole.told_in_order(whole.first_steps(steps, parts["frozen"]))
+    else:
+        settings = unet.settings_of(**shape, batch_size=batch_size, seed=seed)
     how = how_to_train(out, settings, steps, batch_size, rate, validate_every, seed, device, devices, precision,
                        workers, logger, as_json)
     opened = {"root": root, "resolution": resolution, "n_clips": n_clips, "n_frames": n_frames,
               "device": where_to_prepare(device)}
     if end_to_end:
-        fit = _train_end_to_end(out, {"dataset": dataset, **opened}, shape, together, how)
+        clips, validation = unet.open_clips(dataset, **opened)
+        if how["progress"] and speaks():
+            print(order, file=sys.stderr)
+        fit = whole.train(out, clips, validation, **parts, **how)
     else:
-        clips, validation = unet.prepare(dataset, cache or Path("cache"), **opened, progress=not as_json)
+        clips, validation = unet.prepare(dataset, cache or Path("cache"), **opened, inputs=settings["inputs"],
+                                         progress=not as_json)
         fit = unet.train(out, clips, validation, **shape, **how)
     show_fit(fit, as_json)
 
 
-def _train_end_to_end(out: Path, opened: dict[str, Any], shape: dict[str, Any], together: dict[str, Any],
-                      how: dict[str, Any]) -> Any:
-    from diffslic.recipes import end_to_end, unet
-    from diffslic.training import speaks
+def _parts_to_train(shape: dict[str, Any], together: dict[str, Any]) -> dict[str, Any]:
+    """Shape, frozen parts and weights of losses of a training end to end."""
+    from diffslic.recipes.end_to_end import Weights
 
     frozen = [name.strip() for name in together.pop("freeze").split(",")] if "freeze" in together else []
-    weights = end_to_end.Weights(photometric=together.pop("photometric", 0.0))
+    weights = Weights(photometric=together.pop("photometric", 0.0))
     if "polish" in together:
         shape["polished"] = together.pop("polish")
-    shape |= together
-    end_to_end.network(**shape)  # what cannot be is refused before anything is drawn
-    order = end_to_end.told_in_order(end_to_end.first_steps(how["steps"], frozen))
-    clips, validation = unet.open_clips(**opened)
-    if how["progress"] and speaks():
-        print(order, file=sys.stderr)
-    return end_to_end.train(out, clips, validation, shape=shape, frozen=frozen, weights=weights, **how)
+    return {"shape": shape | together, "frozen": frozen, "weights": weights}
 
 
 @train_app.command("instances")
@@ -225,19 +243,20 @@ def train_instances(
     """
     from diffslic.recipes import instances, unet
 
-    instances.network(start, bodies)  # before the preparation
+    network = instances.network(start, bodies)  # what cannot be is refused before the preparation
     settings = instances.settings_of(start, bodies, batch_size, seed)
     how = how_to_train(out, settings, steps, batch_size, rate, validate_every, seed, device, devices, precision,
                        workers, logger, as_json)
     where = where_to_prepare(device)
     clips, validation = unet.prepare("scenes", cache, presets=instances.PRESETS, n_clips=n_clips, n_frames=n_frames,
-                                     device=where, progress=not as_json)
+                                     inputs=network.config.inputs, device=where, progress=not as_json)
     fit = instances.train(out, clips, validation, start=start, n_bodies=bodies, **how)
     show_fit(fit, as_json)
 
 
 @train_app.command("softseg")
 def train_softseg(
+    context: typer.Context,
     out: TrainOut,
     dataset: Annotated[str, typer.Option(help="scenes, bsds500 or ade20k.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
@@ -256,13 +275,27 @@ def train_softseg(
     from diffslic.recipes import softseg
 
     report.check_choice("compared", compared, list(softseg.COMPARED))
+    refuse_other_data(context, dataset, of_scenes=("n_scenes",))
+    if compared != "ssn":
+        refuse_given(context, "is of --compared ssn", "ssn")
     channels = numbers(widths, "--widths")
-    how = how_to_train(out, {}, steps, batch_size, rate, validate_every, seed, device, devices, precision,
+    settings = softseg.settings_of(compared, channels, ssn, batch_size, seed)
+    how = how_to_train(out, settings, steps, batch_size, rate, validate_every, seed, device, devices, precision,
                        workers, logger, as_json)
     clips, validation = softseg.prepare(dataset, root, n_scenes=n_scenes, device=where_to_prepare(device))
     fit = softseg.train(out, clips, validation, compared=compared, widths=channels, ssn=ssn,
                         dataset=dataset, **how)
     show_fit(fit, as_json)
+
+
+def refuse_other_data(context: typer.Context, dataset: str, of_scenes: Sequence[str],
+                      of_files: Sequence[str] = ("root",)) -> None:
+    """Refuse options that were given and are of scenes where they are not drawn, or of files where nothing is read."""
+    parts = dataset.split("+")
+    if parts == ["scenes"]:
+        refuse_given(context, "is of a dataset on disk: scenes are drawn", *of_files)
+    elif "scenes" not in parts:
+        refuse_given(context, "is of scenes: give --dataset scenes with it, or leave it out", *of_scenes)
 
 
 def where_to_prepare(device: str) -> str:

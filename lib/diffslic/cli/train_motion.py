@@ -23,8 +23,9 @@ from diffslic.cli.common import (
     ValidateEvery,
     Workers,
     numbers,
+    refuse_given,
 )
-from diffslic.cli.train import how_to_train, show_fit, train_app, where_to_prepare
+from diffslic.cli.train import how_to_train, refuse_other_data, show_fit, train_app, where_to_prepare
 
 MotionData = Annotated[str, typer.Option("--dataset", help="scenes, davis2016, davis2016+scenes, or split.")]
 MotionRoot = Annotated[Path | None, typer.Option("--root", help="DAVIS's folder, or the base of --file's paths.")]
@@ -54,6 +55,7 @@ Selection = Annotated[str | None, typer.Option(help="Which layers move: largest 
 
 @train_app.command("em")
 def train_em(
+    context: typer.Context,
     out: TrainOut,
     dataset: MotionData = "davis2016+scenes", root: MotionRoot = None, file: SplitFile = None,
     resolution: Resolution = "480p", cache: Cache = Path("cache"), n_clips: MotionScenes = 40,
@@ -69,6 +71,7 @@ def train_em(
 
     Example: diffslic train em --out runs/em --dataset split --root DATA --file DataSplit/Exp6_Split
     """
+    _refuse_other_data(context, dataset)
     shape = _motion_shape("EM", start, window=1, n_layers=layers, inputs=inputs, widths=widths,
                           size=image_size, selection=selection)
     loss = {"model": model, "distance": distance, "fit": fit, "normalised": normalised, "entropy": entropy}
@@ -81,6 +84,7 @@ def train_em(
 
 @train_app.command("spacetime")
 def train_spacetime(
+    context: typer.Context,
     out: TrainOut,
     dataset: MotionData = "davis2016+scenes", root: MotionRoot = None, file: SplitFile = None,
     resolution: Resolution = "480p", cache: Cache = Path("cache"), n_clips: MotionScenes = 40,
@@ -105,6 +109,7 @@ def train_spacetime(
 
     Example: diffslic train spacetime --out runs/spacetime --root ../DAVIS2016 --window 9 --layers 4
     """
+    _refuse_other_data(context, dataset)
     shape = _motion_shape("SPACETIME", start, window=window, n_layers=layers, inputs=inputs, widths=widths,
                           size=image_size, selection=selection)
     loss = {"model": model, "spacing": spacing, "published": published_splines, "distance": distance, "fit": fit,
@@ -115,6 +120,14 @@ def train_spacetime(
            "device": device, "devices": devices, "precision": precision, "workers": workers, "logger": logger,
            "as_json": as_json}
     _train_motion(out, dataset, root, file, resolution, cache, n_clips, shape, loss, augmentation, start, how)
+
+
+def _refuse_other_data(context: typer.Context, dataset: str) -> None:
+    refuse_other_data(context, dataset, of_scenes=("n_clips",), of_files=("root", "resolution"))
+    if dataset == "split":
+        refuse_given(context, "is for what is computed: a split has flow of its own", "cache", "resolution")
+    else:
+        refuse_given(context, "is of --dataset split", "file")
 
 
 def _motion_shape(base: str, start: str | None, **given: Any) -> Any:

@@ -9,7 +9,7 @@ from diffslic.flow.variational import SOLVED, variational_refinement
 
 SMALLEST_SIDE = 16  # pixels: smaller images have no room for a search over patches, and are nothing at a quarter
 POLISHES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "search": inverse_search, "variational": variational_refinement, "none": lambda image1, image2, flow: flow}
+    "variational": variational_refinement, "search": inverse_search, "none": lambda image1, image2, flow: flow}
 
 
 def polish(image1: Tensor, image2: Tensor, flow: Tensor, way: str = "variational") -> Tensor:
@@ -17,12 +17,12 @@ def polish(image1: Tensor, image2: Tensor, flow: Tensor, way: str = "variational
 
     RAFT decides at an eighth of the image's size: it finds far matches, and leaves small motions and the outlines of
     things to interpolation. Two ways start from there, in less than a tenth of a second per pair at 240x428 on one
-    core; ``benchmarks/flow.py`` compares them. The shipped networks have learned from flow of the first.
+    core; ``benchmarks/flow.py`` compares them.
 
     Args:
         image1, image2: (B, 3, H, W) RGB in [0, 1]. flow: (B, 2, H, W) in pixels, finite.
-        way: "search" (:func:`diffslic.flow.classical.inverse_search`, OpenCV's, on the host), "variational"
-            (:func:`diffslic.flow.variational.variational_refinement`, on the device) or "none", which returns the flow.
+        way: "variational" (:func:`diffslic.flow.variational.variational_refinement`, on the device), "search"
+            (:func:`diffslic.flow.classical.inverse_search`, OpenCV's, on the host) or "none", which returns the flow.
 
     Returns:
         (B, 2, H, W) in pixels, on the flow's device and without gradient; images with a side of less than 16 pixels

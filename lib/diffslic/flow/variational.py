@@ -127,9 +127,9 @@ def _data(first: Tensor, second: Tensor, flow: Tensor, noise: Tensor) -> _Data:
 
 
 def _hold(colours: Tensor) -> _Bonds:
-    """How strongly the first image lets neighbours hold each other: less across its edges."""
-    return _Bonds(*(SMOOTHNESS * torch.exp(-EDGES * colours.diff(dim=axis).abs().amax(1, keepdim=True))
-                    for axis in (-1, -2)))
+    """How strongly the first image lets neighbours hold each other: less across its edges, yet never nothing."""
+    steps = (EDGES * colours.diff(dim=axis).abs().amax(1, keepdim=True) for axis in (-1, -2))
+    return _Bonds(*(SMOOTHNESS * torch.exp(-step.clamp(max=20)) for step in steps))
 
 
 def _bonds(hold: _Bonds, flow: Tensor) -> _Bonds:

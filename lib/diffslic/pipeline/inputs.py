@@ -42,7 +42,9 @@ def superpixel_differences(superpixels: Superpixels) -> Tensor:
     a video do not matter. Where a channel varies by less than :data:`LEAST_SPREAD` it is divided by that instead.
     """
     labels, vectors = superpixels
-    share = torch.bincount(labels.flatten(), minlength=len(vectors)).to(vectors) / labels.numel()
+    # Not bincount: it waits for the device, to know its largest number.
+    ones = torch.ones_like(labels.flatten(), dtype=vectors.dtype)
+    share = vectors.new_zeros(len(vectors)).index_add_(0, labels.flatten(), ones) / labels.numel()
     differences = vectors - share @ vectors
     return differences / (share @ differences.square()).sqrt().clamp(min=LEAST_SPREAD)
 

@@ -28,7 +28,8 @@ from diffslic.training import device_of, own_share, speaks
 POLL, PATIENCE = 0.2, 60.0  # seconds: between two looks for the file of another process; before it is told of
 
 
-def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12, polished: str = "variational") -> Iterator[Tensor]:
+def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12,
+               polished: str = "variational") -> Iterator[Tensor]:
     """Flow from each frame to the next as everything here uses it: RAFT's, polished.
 
     Args:
@@ -57,8 +58,8 @@ def video_flow_both_ways(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12
         yield BothWays(*flows, *occlusion(flows, flows.flip(0)))
 
 
-def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12, polished: str = "variational",
-                    both_ways: bool = False, progress: bool = True) -> list[Clip]:
+def precompute_flow(clips: Sequence[Clip], raft: RAFT, folder: str | Path, n_iters: int = 12,
+                    polished: str = "variational", both_ways: bool = False, progress: bool = True) -> list[Clip]:
     """Keep the flow of clips, one HDF5 file each, and return the clips with it as their ``flow``.
 
     A file that is whole and made with the same weights and settings from a clip of the same length, first and last

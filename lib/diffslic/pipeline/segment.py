@@ -292,7 +292,8 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if rows < 8 or n_iters < 1:
         raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
     check_polish(polished)
-    if method == "end-to-end" and (raft, ssn, n_iters, polished, window) != ("small", "scenes", 12, "variational", None):
+    of_parts = raft, ssn, n_iters, polished, window
+    if method == "end-to-end" and of_parts != ("small", "scenes", 12, "variational", None):
         raise ValueError("a network trained end to end has its own flow and superpixels: no other raft, ssn, "
                          "corrections, polish or window can be given")
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]

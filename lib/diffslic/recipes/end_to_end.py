@@ -211,9 +211,6 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     """
     check_apart(clips, validation)
     first = first_steps(steps, frozen, joins)
-    for name, weight in weights._asdict().items():
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"the weight of a loss must be finite and not negative, got {name} {weight}")
     torch.manual_seed(seed)
     model = network(**(shape or {})).train()
     channels = pipeline.channel_counts(model.superpixels)
@@ -227,12 +224,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     def unfreeze(step: int) -> None:
         model.learn([name for name in first if step >= first[name]])
 
-    # A default that is named is the same run.
-    asked = {name: value for name, value in (shape or {}).items() if value is not None and name != "recompute"}
-    asked |= {"n_iters": model.n_iters, "n_spixels": model.n_spixels, "polished": model.polished,
-              "inputs": tuple(model.head.config.inputs), "widths": getattr(model.head.config, "widths", None)}
-    settings = {"frozen": list(frozen), "weights": weights._asdict(), "joins": dict(joins), "batch_size": batch_size,
-                "shape": {name: str(value) for name, value in {**DEFAULTS, **asked}.items()}, "seed": seed,
+    settings = {**settings_of(model, shape or {}, frozen, weights, joins, batch_size, seed),
                 "clips": [clip.name for clip in clips]}
     fit = training.fit(model, training.Batches(triples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, rates=RATES,
@@ -246,6 +238,24 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                validation=f"{len(validation)} other clips ({validation[0].name} ...), DAVIS 2016 protocol",
                command=command or f"diffslic.recipes.end_to_end.train({str(out_dir)!r}, ..., steps={steps})")
     return fit
+
+
+def settings_of(model: EndToEnd, shape: Mapping[str, Any], frozen: Sequence[str] = (), weights: Weights = WEIGHTS,
+                joins: Mapping[str, float] = JOINS, batch_size: int = 4, seed: int = 3) -> dict[str, Any]:
+    """What makes a run what it is, but for its clips: known before they are drawn. See :func:`train`.
+
+    Raises:
+        ValueError: a weight that is negative or not finite.
+    """
+    for name, weight in weights._asdict().items():
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"the weight of a loss must be finite and not negative, got {name} {weight}")
+    # A default that is named is the same run.
+    asked = {name: value for name, value in shape.items() if value is not None and name != "recompute"}
+    asked |= {"n_iters": model.n_iters, "n_spixels": model.n_spixels, "polished": model.polished,
+              "inputs": tuple(model.head.config.inputs), "widths": getattr(model.head.config, "widths", None)}
+    return {"frozen": list(frozen), "weights": weights._asdict(), "joins": dict(joins), "batch_size": batch_size,
+            "shape": {name: str(value) for name, value in {**DEFAULTS, **asked}.items()}, "seed": seed}
 
 
 def predict(model: EndToEnd, clip: Clip) -> np.ndarray:

@@ -186,7 +186,7 @@ def prepare(dataset: str, root: str | Path | None = None) -> tuple[list[Clip], l
             [clip for clips in passes for i, clip in enumerate(clips) if i in held_out][:VALIDATION_CLIPS])
 
 
-def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, batch_size: int = 4, n_iters: int = 12,
+def train(out_dir: str | Path, *, variant: str | None = None, steps: int = 2200, batch_size: int = 4, n_iters: int = 12,
           learning_rate: float = 4e-4, matching_weight: float = 1.0, power: float = 1.0, freeze_features: bool = False,
           clips: Sequence[Clip] = (), validation: Sequence[Clip] = (), n_scenes: int = 160, n_frames: int = 6,
           textures: str | Path | None = None, start: str | Path | None = None,
@@ -196,7 +196,7 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
     """Train RAFT on scenes and collages, or on clips with flow; ``out_dir`` gets what :func:`training.fit` says.
 
     Args:
-        variant: "small" or "large".
+        variant: "small" or "large"; None: that of ``start``, or "small".
         n_iters: corrections per pair while training. With none, the features alone are trained, by the matching
             loss: several times faster, and a good start for the whole; in a single process only.
         matching_weight: of :func:`diffslic.flow.matching_loss` beside the paper's loss.
@@ -206,12 +206,13 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         validation: clips with flow; by default :func:`validation_clips`.
         n_scenes, n_frames: the pool of scenes, drawn on the fly.
         textures: a folder of photographs for scenes and collages; None for those of scikit-image.
-        start: weights to start from, or None. Their variant counts then, and batch norms keep their moments.
+        start: weights to start from, or None. Batch norms keep their moments then.
         workers: processes that draw; with none, pairs are drawn where the network is.
         command: what the card says makes these weights again; by default the call of this function.
 
     Raises:
-        ValueError: stages that train nothing, a power that is not positive, clips on both sides, and what
+        ValueError: stages that train nothing, a power that is not positive, clips on both sides, a variant that is not
+            that of ``start``, and what
             :func:`training.fit` raises.
     """
     if power <= 0 or n_iters < 0:
@@ -220,7 +221,9 @@ def train(out_dir: str | Path, *, variant: str = "small", steps: int = 2200, bat
         raise ValueError("n_iters=0 trains the features alone: they cannot be frozen, and one process does it")
     check_apart(clips, validation)
     torch.manual_seed(seed)
-    model = RAFT(RAFTConfig(variant)) if start is None else RAFT.from_pretrained(start)
+    model = RAFT(RAFTConfig(variant or "small")) if start is None else RAFT.from_pretrained(start)
+    if variant not in (None, model.config.variant):
+        raise ValueError(f"{start} is a {model.config.variant} RAFT, asked was for a {variant} one")
     variant = model.config.variant
     model.fnet.requires_grad_(not freeze_features)
     if start is not None:  # small batches of another kind of video would spoil what many pairs have settled

@@ -173,13 +173,11 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         raise ValueError(f"dataset must be one of {', '.join(LIMITS)}, got {dataset!r}")
     check_apart(clips, validation)
     torch.manual_seed(seed)
-    config = EmbeddingConfig(widths=tuple(widths), strides=STRIDES)
-    embedding = EmbeddingNet(config)
+    embedding = EmbeddingNet(_configuration(widths))
     network = WithSSN(embedding, SSN.from_pretrained(ssn).train()) if compared == "ssn" else embedding
     samples, judge = Samples(clips, compared, batch_size, seed), Judge(validation)
     schedule = training.Schedule(steps, learning_rate, validate_every=validate_every)
-    settings = {"compared": compared, "batch_size": batch_size, "configuration": asdict(config), "seed": seed,
-                "ssn": str(ssn), "clips": [clip.name for clip in clips]}
+    settings = {**settings_of(compared, widths, ssn, batch_size, seed), "clips": [clip.name for clip in clips]}
     fit = training.fit(network, training.Batches(samples), pair_loss,
                        lambda trained: judge(getattr(trained, "embedding", trained), training.device_of(trained)),
                        schedule, out_dir, monitor="ap", higher_is_better=True, settings=settings, device=device,
@@ -195,6 +193,16 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                command=command or f"diffslic.recipes.softseg.train({str(out_dir)!r}, ..., steps={steps})",
                more=lambda: {f"{name}, Lab": value for name, value in judge(rgb_to_lab).items()})
     return fit
+
+
+def settings_of(compared: str, widths: Sequence[int], ssn: str | Path, batch_size: int, seed: int) -> dict[str, Any]:
+    """What makes a run what it is, but for its clips: known before they are prepared. See :func:`train`."""
+    return {"compared": compared, "batch_size": batch_size, "configuration": asdict(_configuration(widths)),
+            "seed": seed, "ssn": str(ssn)}
+
+
+def _configuration(widths: Sequence[int]) -> EmbeddingConfig:
+    return EmbeddingConfig(widths=tuple(widths), strides=STRIDES)
 
 
 def prepare(dataset: str, root: str | Path | None = None, *, n_scenes: int = 160,

@@ -225,22 +225,26 @@ def table(scores: Mapping[str, Sequence[dict[str, float]]]) -> pd.DataFrame:
 
 def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, resolution: str = "480p",
             presets: str = PRESETS, n_clips: int = 160, n_frames: int = 4, size: tuple[int, int] = (240, 428),
-            raft: str | Path = "small", ssn: str | Path = "scenes", device: str = "cpu",
-            progress: bool = True) -> tuple[list[Clip], list[Clip]]:
+            raft: str | Path = "small", ssn: str | Path = "scenes", inputs: Sequence[str] = pipeline.INPUTS,
+            device: str = "cpu", progress: bool = True) -> tuple[list[Clip], list[Clip]]:
     """Clips to train and to validate on, with RAFT's flow and SSN's superpixels kept under ``cache``.
 
     Args:
         dataset, root, resolution, presets, n_clips, n_frames, size: see :func:`open_clips`.
         raft, ssn: weights by name or file.
+        inputs: what a network is to read (``pipeline.INPUTS``): nothing else is computed.
     """
-    clips = open_clips(dataset, root=root, resolution=resolution, presets=presets, n_clips=n_clips, n_frames=n_frames,
+    parts = open_clips(dataset, root=root, resolution=resolution, presets=presets, n_clips=n_clips, n_frames=n_frames,
                        size=size, device=device)
-    flow_net, ssn_net = RAFT.from_pretrained(raft, device), SSN.from_pretrained(ssn, device)
     level = f"{size[0]}x{size[1]}" if dataset == "scenes" else resolution
     flow_folder, superpixel_folder = (pipeline.cache_folder(cache, dataset, level, kind)
                                       for kind in ("flow", "superpixels"))
-    parts = [pipeline.precompute_flow(part, flow_net, flow_folder, progress=progress) for part in clips]
-    parts = [pipeline.precompute_superpixels(part, ssn_net, superpixel_folder, progress=progress) for part in parts]
+    if "flow" in inputs:
+        flow_net = RAFT.from_pretrained(raft, device)
+        parts = [pipeline.precompute_flow(part, flow_net, flow_folder, progress=progress) for part in parts]
+    if "superpixels" in inputs:
+        ssn_net = SSN.from_pretrained(ssn, device)
+        parts = [pipeline.precompute_superpixels(part, ssn_net, superpixel_folder, progress=progress) for part in parts]
     return parts[0], parts[1]
 
 
