@@ -85,7 +85,7 @@ def test_flow_in_kittis_format_by_chosen_colors(frames, tmp_path, weights, capsy
 
 @pytest.mark.parametrize(("options", "words"), [
     (["--format", "bmp"], ["flo or png", "'bmp'"]), (["--iters", "0"], ["n_iters must be at least 1"]),
-    (["--polish", "both"], ["one of search, variational, none, got 'both'"]),
+    (["--polish", "both"], ["one of variational, search, none, got 'both'"]),
     (["--largest", "-1"], ["must be above 0"]), (["--weights", "huge"], ["no raft weights named 'huge'"]),
     (["--device", "tpu"], ["tpu"])])
 def test_flow_names_a_bad_option(frames, tmp_path, options, words, capsys):
