@@ -12,15 +12,16 @@ from diffslic.flow.classical import LUMA
 
 # Chosen on scenes that no table of this project is measured on.
 SCALES = (4, 2.5, 1.6, 1)  # parts of the full size, in turn: the first mends errors of several pixels
-WARPS = 2         # times that the second image is read anew at each of them
-SWEEPS = 20       # of the solver for each reading
+WARPS = 3         # times that the second image is read anew at each of them
+SWEEPS = 12       # of the solver for each reading
 BLUR = (0.18, 0.64, 0.18)  # of three pixels, a deviation of 0.6: images are smoothed before they are derived
 SLOPE = (1 / 12, -2 / 3, 0, 2 / 3, -1 / 12)  # of five, their derivative: exact for polynomials of the fourth degree
 COARSE = 0.001    # brightness: images of 8 bits are rounded by as much, so they have no less noise than this
 GRADIENTS = 8.0   # weight of gradients that stay as they are, beside 1 of brightness that does
 SMOOTHNESS = 6.0  # weight of the flow's own smoothness
 EDGES = 10.0      # how much less smooth it must be across a step of a colour by 1: a factor exp(-10)
-HIDDEN = 0.05     # brightness: where images differ by more than this, a pixel is likely to be hidden in the second
+HIDDEN = 0.05     # brightness: where images differ by more than this, a pixel is likely to be hidden in the second;
+                  # times the scale: as long as the flow is coarse, so are the differences that it leaves
 SHARPEST = 0.01   # pixels, where the robust penalty of the data turns from square to absolute value
 JUMP = 0.01       # pixels from neighbour to neighbour, where that of the smoothness does
 RADIUS = 0.99     # of the spectrum of Jacobi's iteration, which the sweeps accelerate
@@ -79,7 +80,8 @@ def variational_refinement(image1: Tensor, image2: Tensor, flow: Tensor) -> Tens
             rough = geometry.resize_flow(flow.float(), size)
             polished = rough + geometry.resize_flow(found, size)
             for _ in range(WARPS):
-                polished = _solved(_data(first, second, polished, noise / scale), _bonds(hold, polished), polished)
+                data = _data(first, second, polished, noise / scale, HIDDEN * scale)
+                polished = _solved(data, _bonds(hold, polished), polished)
             found = polished - rough
     return polished.to(flow.dtype)
 
@@ -100,12 +102,15 @@ def _noise(images: Tensor) -> Tensor:
     return rest.abs().flatten(1).median(dim=1).values[:, None, None, None] / (6 * 0.6745)
 
 
-def _data(first: Tensor, second: Tensor, flow: Tensor, noise: Tensor) -> _Data:
-    """Constancy of brightness and of its gradient, linearised at the flow and weighted by the robust penalty."""
+def _data(first: Tensor, second: Tensor, flow: Tensor, noise: Tensor, hidden: float) -> _Data:
+    """Constancy of brightness and of its gradient, linearised at the flow and weighted by the robust penalty.
+
+    Where the images differ by far more than ``hidden``, neither is believed.
+    """
     read = geometry.warp(second, flow, mode="bicubic", padding="border")
     mean, change = (first + read) / 2, read - first
     difference = F.avg_pool2d(change, 3, stride=1, padding=1, count_include_pad=False)
-    trust = geometry.lands_inside(flow)[:, None] * torch.exp(-(difference / HIDDEN).square())
+    trust = geometry.lands_inside(flow)[:, None] * torch.exp(-(difference / hidden).square())
     by_x, by_y = _along(mean, -1, SLOPE), _along(mean, -2, SLOPE)
     # Each is (its slope in x, its slope in y, by how much it is not kept).
     brightness = [(by_x, by_y, change)]
