@@ -16,9 +16,8 @@ from diffslic.superpixels import SSN, SSNConfig
 SIZE = (48, 64)
 
 
-def scenes(n_clips=3, n_frames=3):
-    """As the recipes draw them: without noise the polish of the flow would amplify rounding, to 5e-5 of a loss."""
-    return datasets.open("scenes", preset="lab", n_clips=n_clips, n_frames=n_frames, size=SIZE, lighting=0.1, noise=0.01)
+def scenes(n_clips=3, n_frames=3, **how):
+    return datasets.open("scenes", preset="lab", n_clips=n_clips, n_frames=n_frames, size=SIZE, **how)
 
 
 def windows(batch_size):
@@ -115,7 +114,8 @@ def compare(two, one):
 def train_end_to_end(folder, batch_size):
     """Four steps, in which the parts begin to learn one after the other; a validation after each."""
     shape = {"widths": (8, 16, 16), "n_iters": 1, "n_spixels": 20}
-    clips = scenes(3, 4)
+    # As the recipe draws them: without noise the polish of the flow would amplify rounding, to 5e-5 of a loss.
+    clips = scenes(3, 4, lighting=0.1, noise=0.01)
     return end_to_end.train(folder, clips[:2], clips[2:], shape=shape, steps=4, batch_size=batch_size, workers=0,
                             validate_every=1, joins={"head": 0.0, "superpixels": 0.25, "flow": 0.5}, device="cpu",
                             progress=False)
