@@ -158,7 +158,7 @@ def _solved(data: _Data, bonds: _Bonds, flow: Tensor) -> Tensor:
     before, now, factor = flow, flow, 1.0
     for sweep in range(SWEEPS):
         wanted = _gathered(bonds, fixed, now)
-        solved = own * wanted - other * wanted.flip(1)
+        solved = torch.addcmul(own * wanted, other, wanted.flip(1), value=-1)
         before, now = now, torch.lerp(before, solved, factor)
         factor = 1 / (1 - RADIUS ** 2 * (factor / 4 if sweep else 0.5))
     return now
@@ -179,5 +179,8 @@ def _along(image: Tensor, axis: int, weights: Sequence[float]) -> Tensor:
     reach, length = len(weights) // 2, image.shape[axis]
     padded = F.pad(image, (reach, reach, 0, 0) if axis == -1 else (0, 0, reach, reach), mode="replicate")
     # Not a convolution: its kernel would be copied to the device, which the host would wait for.
-    terms = [weight * padded.narrow(axis, start, length) for start, weight in enumerate(weights) if weight]
-    return torch.stack(terms).sum(0)
+    total = weights[0] * padded.narrow(axis, 0, length)
+    for start, weight in enumerate(weights[1:], 1):
+        if weight:
+            total.add_(padded.narrow(axis, start, length), alpha=weight)
+    return total
