@@ -5,7 +5,7 @@ of 240p), flow and superpixels by the shipped networks. Printed is J, the mean o
 the objects of the first frame; and the IoU of what moves, every third frame, by the shipped U-Net of one mask and by
 that of several with all bodies together.
 
-    python benchmarks/given.py [--davis DAVIS2016] [--cache cache]
+    python benchmarks/given.py [--davis DAVIS2016] [--cache cache] [--polish search]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from diffslic import datasets, pipeline
 from diffslic.datasets import Clip
-from diffslic.flow import RAFT
+from diffslic.flow import POLISHES, RAFT
 from diffslic.segmentation import UNet
 from diffslic.segmentation.propagation import carry
 from diffslic.superpixels import SSN
@@ -42,13 +42,14 @@ def mean_j(labels: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
                            for ours, theirs in zip(labels[1:], truth[1:])] for name in ids]))
 
 
-def clips(davis: Path | None, cache: Path) -> Iterator[tuple[str, Clip]]:
+def clips(davis: Path | None, cache: Path, polished: str) -> Iterator[tuple[str, Clip]]:
     raft, ssn = RAFT.from_pretrained("small"), SSN.from_pretrained("scenes")
 
     def prepared(clip: Clip, kind: str) -> Clip:
         folders = [pipeline.cache_folder(cache, kind, f"{clip.size[0]}x{clip.size[1]}", part)
                    for part in ("flow", "superpixels")]
-        found = pipeline.precompute_flow([clip], raft, folders[0], both_ways=True, progress=False)
+        found = pipeline.precompute_flow([clip], raft, folders[0], polished=polished, both_ways=True,
+                                         progress=False)
         return pipeline.precompute_superpixels(found, ssn, folders[1], progress=False)[0]
 
     for scene in datasets.open("scenes", preset="crowd", n_clips=CROWDS, n_frames=CROWD_FRAMES, size=SIZE, seed=SEED,
@@ -62,12 +63,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--davis", type=Path, help="the folder of DAVIS 2016, with 240p")
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="flow and superpixels are kept below it")
+    parser.add_argument("--polish", default="variational", choices=list(POLISHES))
     options = parser.parse_args()
     torch.set_num_threads(1)
     nets = [UNet.from_pretrained(name) for name in ("motion", "instances")]
     rows: dict[str, list[list[float]]] = {}
     print(f"{'':22} followed  pixels | moving: motion instances")
-    for kind, clip in clips(options.davis, options.cache):
+    for kind, clip in clips(options.davis, options.cache, options.polish):
         truth = np.stack([clip.labels(t).numpy() for t in range(len(clip))])
         first = torch.from_numpy(truth[0])
         shares = []

@@ -13,8 +13,8 @@ app = typer.Typer(help="Superpixels, optical flow and motion segmentation.", ric
 
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON, for a machine.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
-Polish = Annotated[str, typer.Option(help="How RAFT's flow is brought to a fraction of a pixel: variational, search or "
-                                          "none.")]
+HOW_POLISHED = "How RAFT's flow is brought to a fraction of a pixel: variational, search or none."
+Polish = Annotated[str, typer.Option(help=HOW_POLISHED)]
 Precision = Annotated[str, typer.Option(help="Of training: 32-true or bf16-mixed.")]
 Batch = Annotated[int, typer.Option("--batch-size", help="Samples per step and process.")]
 Root = Annotated[Path, typer.Argument(help="The dataset's folder; with --dataset folder own frames or a video file.")]

@@ -7,6 +7,7 @@ import typer
 
 from diffslic import report
 from diffslic.cli.common import (
+    HOW_POLISHED,
     CacheOut,
     Compactness,
     Dataset,
@@ -47,7 +48,8 @@ def segment(
     raft: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
     ssn: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "scenes",
     rows: Annotated[int, typer.Option(help="Height at which the networks work.")] = 240,
-    polish: Polish = "variational",
+    polish: Annotated[str | None, typer.Option(help=HOW_POLISHED,
+                                               show_default="variational; of --given search")] = None,
     overlay: Annotated[bool, typer.Option(help="Also write overlay frames and film.")] = True,
     fps: Annotated[float | None, typer.Option(help="Frames per second of the film.",
                                               show_default="the video's, or 24")] = None,

@@ -259,7 +259,7 @@ class EndToEndSegmentation(Segmentation):
 
 
 def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: str | Path = "small",
-            ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, polished: str = "variational",
+            ssn: str | Path = "scenes", rows: int = 240, n_iters: int = 12, polished: str | None = None,
             method: str = "unet", window: int | None = None, objects: str | None = None,
             given: Mapping[int, Tensor] | str | Path | None = None, device: str = "cpu") -> Segmentation:
     """The whole job: ``segment("my_frames/").save("masks/")``.
@@ -273,7 +273,9 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         rows: height at which the networks work, since they were trained near it; masks have the frames' own size.
         method: "unet" (learned from masks), "em" or "spacetime" (learned from flow alone, see :class:`MotionNet`), or
             "end-to-end" (see :class:`EndToEnd`, which has its own flow and superpixels).
-        n_iters, polished: see :func:`video_flow`. window: see :meth:`MotionNet.segment`.
+        n_iters: RAFT's corrections per pair.
+        polished: see :func:`video_flow`; None: "variational", but of given objects "search", which follows small and
+            fast ones better (``benchmarks/given.py``). window: see :meth:`MotionNet.segment`.
         objects: of the U-Net: part what moves into at most 20 objects that keep their names, by "graph" (see
             :func:`diffslic.segmentation.proposals`) or by a network of several masks (a shipped name or a file).
         given: instead of finding anything, follow objects whose masks are given, as :func:`propagate_objects` takes
@@ -291,11 +293,12 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         raise ValueError(f"the method is one of {', '.join(METHODS)}, got {method!r}")
     if rows < 8 or n_iters < 1:
         raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
-    check_polish(polished)
     of_parts = raft, ssn, n_iters, polished, window
-    if method == "end-to-end" and of_parts != ("small", "scenes", 12, "variational", None):
+    if method == "end-to-end" and of_parts != ("small", "scenes", 12, None, None):
         raise ValueError("a network trained end to end has its own flow and superpixels: no other raft, ssn, "
                          "corrections, polish or window can be given")
+    polished = polished or ("variational" if given is None else "search")
+    check_polish(polished)
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
     check_length(clip)
     if method == "end-to-end":
