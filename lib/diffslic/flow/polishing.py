@@ -16,7 +16,7 @@ def polish(image1: Tensor, image2: Tensor, flow: Tensor, way: str = "variational
     """Bring a flow that is roughly right to a fraction of a pixel.
 
     RAFT decides at an eighth of the image's size: it finds far matches, and leaves small motions and the outlines of
-    things to interpolation. Two ways start from there, in less than a tenth of a second per pair at 240x428 on one
+    things to interpolation. Two ways start from there, in about a tenth of a second per pair at 240x428 on one
     core; ``benchmarks/flow.py`` compares them.
 
     Args:
