@@ -1,7 +1,7 @@
 """What moves on DAVIS's development split, with the flow of the shipped RAFT: J and F of methods that learn nothing
-beside our networks, which saw no mask. Eight rows: flow magnitude and what the camera's motion leaves, both with Otsu's
+beside our networks, which saw no mask. Nine rows: flow magnitude and what the camera's motion leaves, both with Otsu's
 threshold, EM without a network, and each network with both rules that choose layers without looking at the truth. The
-last is the shipped U-Net of flow, which learned from masks of scenes.
+last two are the shipped U-Nets, which learned from masks of scenes: of flow, and of flow, superpixels and image.
 
     python benchmarks/motion.py [ROOT] [--resolution 480p] [--cache cache] [--em em] [--spacetime spacetime]
                                 [--polish variational]
@@ -23,9 +23,10 @@ from diffslic.flow import POLISHES, RAFT
 from diffslic.recipes import unet
 from diffslic.segmentation import MotionNet, UNet, camera_residual_mask, flow_magnitude_mask
 from diffslic.segmentation.selection import SELECTIONS
+from diffslic.superpixels import SSN
 
 
-def scores(clip: Clip, networks: dict[str, MotionNet], seen: UNet) -> dict[str, dict[str, float]]:
+def scores(clip: Clip, networks: dict[str, MotionNet], taught: dict[str, UNet]) -> dict[str, dict[str, float]]:
     masks = {"flow magnitude + Otsu": pipeline.predict_from_flow(flow_magnitude_mask, clip),
              "camera residual + Otsu": pipeline.predict_from_flow(camera_residual_mask, clip),
              "EM without a network": pipeline.predict_from_flow(pipeline.em_mask, clip)}
@@ -35,7 +36,7 @@ def scores(clip: Clip, networks: dict[str, MotionNet], seen: UNet) -> dict[str, 
         for rule in SELECTIONS:
             moving = net.moving(layers, flow, rule)
             masks[f"{name}, {rule}"] = torch.cat([moving, moving[-1:]]).byte().numpy()
-    masks["U-Net of flow"] = pipeline.predict(seen, clip)
+    masks |= {f"U-Net, {name}": pipeline.predict(net, clip) for name, net in taught.items()}
     return {name: unet.score(mask, clip) for name, mask in masks.items()}
 
 
@@ -57,11 +58,13 @@ def main() -> None:
     torch.set_num_threads(1)
     networks = {name: MotionNet.from_pretrained(getattr(options, name)) for name in ("em", "spacetime")}
     clips = datasets.open("davis2016", root=root, split="dev_val", resolution=resolution)
-    folder = pipeline.cache_folder(options.cache, "davis2016", resolution, "flow")
-    clips = pipeline.precompute_flow(clips, RAFT.from_pretrained("small"), folder, polished=options.polish)
+    folders = [pipeline.cache_folder(options.cache, "davis2016", resolution, kind) for kind in ("flow", "superpixels")]
+    clips = pipeline.precompute_flow(clips, RAFT.from_pretrained("small"), folders[0], polished=options.polish)
+    clips = pipeline.precompute_superpixels(clips, SSN.from_pretrained("scenes"), folders[1])
+    taught = {name: UNet.from_pretrained(name) for name in ("flow", "motion")}
     rows: dict[str, list[dict[str, float]]] = {}
     for clip in clips:
-        for name, figures in scores(clip, networks, UNet.from_pretrained("flow")).items():
+        for name, figures in scores(clip, networks, taught).items():
             rows.setdefault(name, []).append(figures)
         print(clip.name, {name: round(figures[-1]["J-Mean"], 3) for name, figures in rows.items()}, flush=True)
     print(pd.DataFrame({name: {key: np.mean([row[key] for row in figures]) for key in ("J-Mean", "F-Mean")}
