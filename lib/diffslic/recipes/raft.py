@@ -212,8 +212,7 @@ def train(out_dir: str | Path, *, variant: str | None = None, steps: int = 2200,
 
     Raises:
         ValueError: stages that train nothing, a power that is not positive, clips on both sides, a variant that is not
-            that of ``start``, and what
-            :func:`training.fit` raises.
+            that of ``start``, and what :func:`training.fit` raises.
     """
     if power <= 0 or n_iters < 0:
         raise ValueError(f"power must be above 0 and n_iters at least 0, got {power} and {n_iters}")
