@@ -21,7 +21,7 @@ from diffslic.recipes import comparison
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/end_to_end"))
-    parser.add_argument("--arms", nargs="*", default=list(comparison.ARMS))
+    parser.add_argument("--arms", nargs="*", default=list(comparison.ARMS), choices=list(comparison.ARMS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--size", nargs=2, type=int, default=[128, 192])

@@ -301,6 +301,8 @@ def test_the_comparison_runs_and_goes_on(tmp_path):
         comparison.compare(tmp_path, clips, **{**how, "n_iters": 2})
     with pytest.raises(ValueError, match="holds another comparison"):
         comparison.compare(tmp_path, comparison.scenes((64, 96), 2, 1, 2, n_frames=4), **how)
+    with pytest.raises(ValueError, match="not end to end, flow frozen"):
+        comparison.compare(tmp_path, clips, **{**how, "arms": [*arms, "end to end, flow frozen"]})
     comparison.compare(tmp_path, clips, **{**how, "arms": arms[:2]}, resume=False)
     assert weights.stat().st_mtime_ns != before
 

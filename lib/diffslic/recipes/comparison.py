@@ -86,9 +86,12 @@ def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, see
         pre-generated).
 
     Raises:
-        ValueError: the folder holds a comparison on other clips, of other networks or with other settings.
+        ValueError: there is no such arm, or the folder holds a comparison on other clips, of other networks or with
+            other settings.
     """
-    folder, rows = Path(folder), []
+    arms, folder, rows = list(arms), Path(folder), []
+    if unknown := [arm for arm in arms if arm not in ARMS]:  # not after an hour
+        raise ValueError(f"arms are {'; '.join(ARMS)}; not {unknown[0]}")
     how = {"steps": steps, "batch_size": batch_size, "validate_every": max(1, steps // 3), "device": device,
            "precision": precision, "workers": 0, "resume": resume, "progress": progress}
     _claim(folder, {"clips": _digest(clips), "steps": steps, "batch_size": batch_size, "n_iters": n_iters,
