@@ -69,9 +69,10 @@ def variational_refinement(image1: Tensor, image2: Tensor, flow: Tensor) -> Tens
     """
     height, width = flow.shape[-2:]
     with torch.autocast(flow.device.type, enabled=False):  # fractions of a pixel are lost on bfloat16
-        noise = torch.maximum(_noise(_grey(image1.float())), _noise(_grey(image2.float()))).clamp(min=COARSE)
-        colours = _along(_along(image1.float(), -1, BLUR), -2, BLUR)
-        second_full = _along(_along(_grey(image2.float()), -1, BLUR), -2, BLUR)
+        image1, image2 = (image.to(flow.device, torch.float32) for image in (image1, image2))
+        noise = torch.maximum(_noise(_grey(image1)), _noise(_grey(image2))).clamp(min=COARSE)
+        colours = _along(_along(image1, -1, BLUR), -2, BLUR)
+        second_full = _along(_along(_grey(image2), -1, BLUR), -2, BLUR)
         found = torch.zeros_like(flow, dtype=torch.float32)  # what is added to the rough flow
         for scale in SCALES:
             size = round(height / scale), round(width / scale)
