@@ -259,7 +259,7 @@ def _raft(variant: str, device: str) -> tuple[RAFT, Any]:
 def polishing(bench: Bench) -> None:
     clip = scenes.clips("street", n_clips=1, n_frames=2, size=bench.sizes.frames, seed=500_000)[0]
     given = [part[None].to(bench.device) for part in (clip.frame(0), clip.frame(1), clip.flow(0) + 0.7)]
-    ways: dict[str, Callable[[], Any]] = {"OpenCV, on the host": partial(polish, *given),
+    ways: dict[str, Callable[[], Any]] = {"OpenCV, on the host": partial(polish, *given, "search"),
                                           "ours": partial(polish, *given, "variational")}
     if bench.device.startswith("cuda"):
         ways["ours, CUDA graph"] = partial(lazily(partial(graphed, partial(polish, way="variational"), *given)), *given)
