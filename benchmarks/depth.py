@@ -165,8 +165,8 @@ def motorcycle(raft: RAFT) -> None:
 
 
 def by_polish(raft: RAFT) -> None:
-    print("\nsix static scenes: AbsRel by polish, coverage, and median end-point error in px; AbsRel of frame 2, fused\n"
-          "with the four others, where all have it")
+    print("\nsix static scenes: AbsRel by polish, coverage, and median end-point error in px; AbsRel of frame 2,\n"
+          "fused with the four others, where all have it")
     clips = datasets.open("scenes", preset="static", n_clips=6, n_frames=5, size=(240, 428), seed=670_000, lighting=0.1,
                           noise=0.01)
     rows: dict[str, list[tuple[float, float, float, float]]] = {way: [] for way in POLISHES}

@@ -2,7 +2,7 @@
 
 1. End-point errors of RAFT, plain and polished, beside TV-L1 of scikit-image in the same run, on unseen scenes and on
    the real pairs of the folder that DIFFSLIC_REFERENCE names, and what each costs.
-2. Ways to polish: our variational one, which everything uses, beside OpenCV's inverse search of patches.
+2. Ways to polish: our variational one, the default, beside OpenCV's inverse search of patches.
 3. More corrections, and starting from the flow of the pair before.
 4. Weights in bfloat16.
 5. Flow smoothed inside superpixels, the question of the differentiable-slic study.

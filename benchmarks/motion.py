@@ -4,7 +4,7 @@ threshold, EM without a network, and each network with both rules that choose la
 last two are the shipped U-Nets, which learned from masks of scenes: of flow, and of flow, superpixels and image.
 
     python benchmarks/motion.py [ROOT] [--resolution 480p] [--cache cache] [--em em] [--spacetime spacetime]
-                                [--polish variational]
+                                [--polish search]
 
 Without ROOT, on the reduced DAVIS of the folder that DIFFSLIC_REFERENCE names.
 """

@@ -4,6 +4,7 @@ import torch
 
 from diffslic import datasets, geometry
 from diffslic.flow import polish, variational
+from diffslic.flow.classical import LUMA
 
 
 def moved(by):
@@ -67,3 +68,31 @@ def test_nan_stays_in_its_pair():
     rough[0, 0, 5, 5] = torch.nan
     beside = polish(frames, seconds, rough, "variational")
     assert beside[0].isnan().any() and torch.equal(beside[1], alone[1])
+
+
+def test_flow_jumps_where_the_colour_does():
+    """Between two textures that move apart everything is plain, of one brightness, and of two colours."""
+    torch.manual_seed(0)
+    textures = geometry.resize(torch.rand(2, 3, 24, 40), (96, 160)) - 0.5
+    x, truth = torch.arange(160), torch.zeros(1, 2, 96, 160)
+    truth[:, 0, :, 80:] = 3
+    red = torch.tensor([0.3, -0.3 * LUMA[0] / LUMA[1], 0])[:, None, None]
+    left = 0.5 + 0.3 * (x < 40) * textures[:1]
+    right = 0.5 + red + 0.3 * (x >= 120) * textures[1:]
+    moved_on = geometry.warp(right, torch.full_like(truth, -3) * torch.tensor([1, 0])[:, None, None], padding="border")
+    first, second = torch.where(x >= 80, right, left), torch.where(x >= 83, moved_on, left)
+    rough = geometry.resize(geometry.resize(truth, (12, 20)), (96, 160))
+    error = (polish(first, second, rough, "variational") - truth).norm(dim=1)
+    assert error[..., 8:-8, 60:110].mean() < 0.15
+
+
+def test_what_is_hidden_is_not_matched():
+    """Ground that a body covers in the second image: nothing there looks like it, and its neighbours know better."""
+    torch.manual_seed(0)
+    ground, body = geometry.resize(torch.rand(2, 3, 24, 40), (96, 160)).split(1)
+    truth = torch.zeros(1, 2, 96, 160)
+    truth[:, 0, 30:70, 50:90] = 8
+    first, second = ground.clone(), ground.clone()
+    first[..., 30:70, 50:90] = second[..., 30:70, 58:98] = body[..., 30:70, 50:90]
+    error = (polish(first, second, truth, "variational") - truth).norm(dim=1)
+    assert error[:, 32:68, 90:98].mean() < 1.8

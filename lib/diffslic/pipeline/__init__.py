@@ -33,6 +33,7 @@ from diffslic.pipeline.objects import views_of as views_of
 from diffslic.pipeline.precompute import cache_folder as cache_folder
 from diffslic.pipeline.precompute import ends as ends
 from diffslic.pipeline.precompute import fingerprint as fingerprint
+from diffslic.pipeline.precompute import mean_motion as mean_motion
 from diffslic.pipeline.precompute import precompute_flow as precompute_flow
 from diffslic.pipeline.precompute import precompute_superpixels as precompute_superpixels
 from diffslic.pipeline.precompute import precompute_tvl1 as precompute_tvl1
@@ -56,8 +57,9 @@ from diffslic.pipeline.survey import survey as survey
 __all__ = ["HEADS", "INPUTS", "LEAST_SPREAD", "LONGEST", "N_SPIXELS", "PARTS", "EndToEnd", "Prediction",
            "Segmentation", "SoftSegments", "Superpixels", "Survey", "cache_folder", "channel_counts", "clip_input",
            "em_mask", "ends", "find_superpixels", "fingerprint", "flow_channels", "frame_depth", "graph_proposals",
-           "learned_proposals", "mirrored_input", "motion_fields", "moving", "network_input", "painted", "pair_depth",
-           "position", "precompute_flow", "precompute_superpixels", "precompute_tvl1", "predict", "predict_from_flow",
-           "predict_motion", "predict_objects", "propagate_objects", "residual_motion", "save_depth", "save_flow",
-           "save_soft_segments", "save_superpixels", "segment", "segment_clips", "soft_segments",
-           "superpixel_differences", "survey", "track", "video_flow", "video_flow_both_ways", "views_of"]
+           "learned_proposals", "mean_motion", "mirrored_input", "motion_fields", "moving", "network_input",
+           "painted", "pair_depth", "position", "precompute_flow", "precompute_superpixels", "precompute_tvl1",
+           "predict", "predict_from_flow", "predict_motion", "predict_objects", "propagate_objects",
+           "residual_motion", "save_depth", "save_flow", "save_soft_segments", "save_superpixels", "segment",
+           "segment_clips", "soft_segments", "superpixel_differences", "survey", "track", "video_flow",
+           "video_flow_both_ways", "views_of"]

@@ -42,9 +42,10 @@ def superpixel_differences(superpixels: Superpixels) -> Tensor:
     a video do not matter. Where a channel varies by less than :data:`LEAST_SPREAD` it is divided by that instead.
     """
     labels, vectors = superpixels
-    # Not bincount: it waits for the device, to know its largest number.
-    ones = torch.ones_like(labels.flatten(), dtype=vectors.dtype)
-    share = vectors.new_zeros(len(vectors)).index_add_(0, labels.flatten(), ones) / labels.numel()
+    # Not bincount: it waits for the device, to know its largest number. In float32, for bfloat16 counts to 256.
+    ones = torch.ones_like(labels.flatten(), dtype=torch.float32)
+    count = ones.new_zeros(len(vectors)).index_add_(0, labels.flatten(), ones)
+    share = count.to(vectors.dtype) / labels.numel()
     differences = vectors - share @ vectors
     return differences / (share @ differences.square()).sqrt().clamp(min=LEAST_SPREAD)
 

@@ -155,7 +155,8 @@ def propagate_objects(clip: Clip, given: Mapping[int, Tensor]) -> NDArray[np.int
     """Objects whose masks are given in the first frame, or in that in which they enter, followed to the last.
 
     Args:
-        clip: as for :func:`predict_objects`.
+        clip: as for :func:`predict_objects`; small and fast objects are kept longer on flow with
+            ``polished="search"`` (:func:`diffslic.pipeline.precompute_flow`).
         given: by frame, labels (H, W): 0 and 255, void, say nothing; other ids are objects, with gaps or without.
 
     Returns:

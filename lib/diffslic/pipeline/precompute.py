@@ -30,7 +30,7 @@ POLL, PATIENCE = 0.2, 60.0  # seconds: between two looks for the file of another
 
 def video_flow(raft: RAFT, frames: Iterable[Tensor], n_iters: int = 12,
                polished: str = "variational") -> Iterator[Tensor]:
-    """Flow from each frame to the next as everything here uses it: RAFT's, polished.
+    """Flow from each frame to the next as it is used here: RAFT's, polished.
 
     Args:
         frames: (3, H, W) RGB in [0, 1] each, all of one size; read one at a time.
@@ -129,6 +129,14 @@ def fingerprint(model: nn.Module) -> str:
 def ends(clip: Clip) -> str:
     """A hash of the first and the last frame, which stand for the clip: other pictures, another hash."""
     return _digest([clip.frame(0), clip.frame(len(clip) - 1)])
+
+
+def mean_motion(clip: Clip) -> str:
+    """Mean length of the first flow to a thousandth of a pixel: that of another network or polish has another.
+
+    By it a training that was stopped knows whether it goes on with the flow on which it began.
+    """
+    return f"{clip.flow(0).norm(dim=0).mean():.3f} px"
 
 
 def _digest(tensors: Sequence[Tensor]) -> str:

@@ -297,7 +297,8 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if method == "end-to-end" and of_parts != ("small", "scenes", 12, None, None):
         raise ValueError("a network trained end to end has its own flow and superpixels: no other raft, ssn, "
                          "corrections, polish or window can be given")
-    polished = polished or ("variational" if given is None else "search")
+    if polished is None:
+        polished = "variational" if given is None else "search"
     check_polish(polished)
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
     check_length(clip)

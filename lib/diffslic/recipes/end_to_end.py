@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffslic import pipeline, training
 from diffslic.datasets.clip import VOID, Clip, check_apart
-from diffslic.flow import RAFT, photometric_loss
+from diffslic.flow import RAFT, photometric_loss, polish_settings
 from diffslic.pipeline import PARTS, EndToEnd, Prediction
 from diffslic.recipes import augment
 from diffslic.recipes.cards import write_card
@@ -252,8 +252,9 @@ def settings_of(model: EndToEnd, shape: Mapping[str, Any], frozen: Sequence[str]
             raise ValueError(f"the weight of a loss must be finite and not negative, got {name} {weight}")
     # A default that is named is the same run.
     asked = {name: value for name, value in shape.items() if value is not None and name != "recompute"}
-    asked |= {"n_iters": model.n_iters, "n_spixels": model.n_spixels, "polished": model.polished,
-              "inputs": tuple(model.head.config.inputs), "widths": getattr(model.head.config, "widths", None)}
+    asked |= {"n_iters": model.n_iters, "n_spixels": model.n_spixels,
+              "polished": polish_settings(model.polished), "inputs": tuple(model.head.config.inputs),
+              "widths": getattr(model.head.config, "widths", None)}
     return {"frozen": list(frozen), "weights": weights._asdict(), "joins": dict(joins), "batch_size": batch_size,
             "shape": {name: str(value) for name, value in {**DEFAULTS, **asked}.items()}, "seed": seed}
 

@@ -245,7 +245,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         return loss(network(batch["input"]).float().softmax(1), batch["flow"])
 
     settings = {**settings_of(config, loss, augmentation, start, batch_size, seed),
-                "clips": [clip.name for clip in clips]}
+                "clips": [clip.name for clip in clips], "mean motion": pipeline.mean_motion(clips[0])}
     fit = training.fit(model, training.Batches(samples), batch_loss,
                        lambda network: evaluate(network, validation, loss), schedule, out_dir, monitor="val_loss",
                        higher_is_better=False, settings=settings, device=device, devices=devices, precision=precision,

@@ -169,6 +169,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
 
     settings = {**settings_of(model, network, start, reconstruction, compactness_weight, batch_size, seed),
                 "clips": [clip.name for clip in clips]}
+    settings |= {"mean motion": pipeline.mean_motion(clips[0])} if model == "composite" else {}
     fit = training.fit(network, training.Batches(crops), loss, lambda trained: evaluate(trained, validation), schedule,
                        out_dir, monitor="asa", higher_is_better=True, settings=settings, device=device,
                        devices=devices, precision=precision, workers=workers, resume=resume, loggers=loggers,

@@ -146,6 +146,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         return bce_dice(network(batch["input"]), batch["labels"], VOID)
 
     settings["clips"] = [clip.name for clip in clips]
+    settings |= {"mean motion": pipeline.mean_motion(clips[0])} if "flow" in inputs else {}
     fit = training.fit(model, training.Batches(samples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, device=device, devices=devices,
                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
@@ -232,18 +233,21 @@ def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, 
     Args:
         dataset, root, resolution, presets, n_clips, n_frames, size: see :func:`open_clips`.
         raft, ssn: weights by name or file.
-        inputs: what a network is to read (``pipeline.INPUTS``): nothing else is computed.
+        inputs: what a network is to read (``pipeline.INPUTS``): nothing else is computed, but the flow that a composite
+            ``ssn`` needs.
     """
     parts = open_clips(dataset, root=root, resolution=resolution, presets=presets, n_clips=n_clips, n_frames=n_frames,
                        size=size, device=device)
     level = f"{size[0]}x{size[1]}" if dataset == "scenes" else resolution
     flow_folder, superpixel_folder = (pipeline.cache_folder(cache, dataset, level, kind)
                                       for kind in ("flow", "superpixels"))
-    if "flow" in inputs:
+    ssn_net = SSN.from_pretrained(ssn, device) if "superpixels" in inputs else None
+    of_flow = ssn_net is not None and ssn_net.config.extra_channels > 0  # there and back
+    if "flow" in inputs or of_flow:
         flow_net = RAFT.from_pretrained(raft, device)
-        parts = [pipeline.precompute_flow(part, flow_net, flow_folder, progress=progress) for part in parts]
-    if "superpixels" in inputs:
-        ssn_net = SSN.from_pretrained(ssn, device)
+        parts = [pipeline.precompute_flow(part, flow_net, flow_folder, both_ways=of_flow, progress=progress)
+                 for part in parts]
+    if ssn_net is not None:
         parts = [pipeline.precompute_superpixels(part, ssn_net, superpixel_folder, progress=progress) for part in parts]
     return parts[0], parts[1]
 
