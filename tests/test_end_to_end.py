@@ -221,7 +221,7 @@ def test_segment_by_a_network_trained_end_to_end(clip, tmp_path):
         assert np.array_equal(np.stack(list(result().frames(start))), whole[start:])
     with pytest.raises(ValueError, match="end-to-end needs weights: the best.safetensors"):
         pipeline.segment(clip, method="end-to-end")
-    for options in ({"raft": "x"}, {"ssn": "bsds500"}, {"n_iters": 3}, {"polished": "none"}, {"window": 3}):
+    for options in ({"raft": "x"}, {"ssn": "bsds500"}, {"n_iters": 3}, {"polished": "variational"}, {"window": 3}):
         with pytest.raises(ValueError, match="has its own flow and superpixels"):
             pipeline.segment(clip, tmp_path / "net.safetensors", method="end-to-end", **options)
     with pytest.raises(ValueError, match="finds what moves as one: objects are for"):

@@ -127,6 +127,8 @@ def test_a_given_mask_ends_where_it_was_drawn_and_small_objects_are_left_a_pixel
     mask = 3 * ((row - 50) ** 2 + (column - 80) ** 2 < 400).long()
     mask[5, 7] = 9                                  # smaller than a pixel of the networks
     result = pipeline.segment(clip, rows=32, given={0: mask})
+    assert result.polished == "search" and pipeline.segment(clip, rows=32).polished == "variational"
+    assert pipeline.segment(clip, rows=32, given={0: mask}, polished="variational").polished == "variational"
     first = torch.from_numpy(next(iter(result.frames())))
     assert torch.equal(first.long(), mask)
     for wrong in (True, ""):

@@ -94,6 +94,14 @@ def test_a_mirrored_clip_gets_mirrored_masks(clips):
     assert (masks == expected[..., ::-1]).mean() < 0.99
 
 
+def test_differences_in_half_precision_are_those_of_single_within_its_steps():
+    labels = torch.arange(4).repeat_interleave(1000).view(40, 100)  # more pixels than bfloat16 can count
+    vectors = torch.randn(4, 6)
+    whole, half = (pipeline.superpixel_differences(pipeline.Superpixels(labels, vectors.to(kind)))
+                   for kind in (torch.float32, torch.bfloat16))
+    torch.testing.assert_close(half.float(), whole, rtol=0, atol=0.05)
+
+
 def test_network_input_names_what_is_missing():
     flow, frame = torch.zeros(2, 8, 8), torch.zeros(3, 8, 8)
     assert pipeline.network_input(["image", "flow"], flow, None, frame).shape == (7, 8, 8)
@@ -109,6 +117,8 @@ def test_the_flow_of_a_video_is_rafts_polished(clips, raft):
     assert all(torch.equal(a, b) for a, b in zip(plain, raft.video(frames, 2), strict=True))
     assert torch.equal(polished[1], polish(frames[1][None], frames[2][None], plain[1][None], "search")[0])
     assert len(polished) == 2 and not torch.equal(polished[1], plain[1])
+    by_default = next(pipeline.video_flow(raft, iter(frames), 2))
+    assert torch.equal(by_default, polish(frames[0][None], frames[1][None], plain[0][None], "variational")[0])
 
 
 def test_both_ways_of_a_video_are_those_of_the_pairs_exchanged(clips, raft, tmp_path):

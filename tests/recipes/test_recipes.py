@@ -205,6 +205,33 @@ def test_prepare(tmp_path):
         unet.prepare("davis2016", tmp_path)
 
 
+@pytest.mark.parametrize(("inputs", "kept"), [
+    (["image"], set()), (["flow"], {"flow"}), (["superpixels"], {"superpixels"}),
+    (["superpixels", "flow"], {"flow", "superpixels"})])
+def test_only_what_is_read_is_prepared(tmp_path, inputs, kept):
+    how = {"n_clips": 1, "n_frames": 2, "size": SIZE, "inputs": inputs, "progress": False}
+    clips, _ = unet.prepare("scenes", tmp_path, **how)
+    assert {path.parent.name for path in tmp_path.rglob("*.h5")} == kept
+    assert [clip.name for clip in clips] == ["lab-30000"]
+
+
+def test_the_superpixels_of_a_composite_are_prepared_from_estimated_flow(tmp_path):
+    composite = tmp_path / "net.safetensors"
+    SSN(SSNConfig(width=4, out_channels=1, extra_channels=4, extra_width=4, n_iters=2)).save(composite)
+    clips, _ = unet.prepare("scenes", tmp_path, n_clips=1, n_frames=2, size=SIZE, inputs=["superpixels"], ssn=composite,
+                            progress=False)
+    assert {path.parent.name for path in tmp_path.rglob("*.h5")} == {"flow", "superpixels"}
+    assert clips[0].has("backward_flow")
+
+
+def test_a_run_does_not_go_on_with_other_flow(clips, tmp_path):
+    how = {"inputs": ["flow"], "widths": (4, 8), "workers": 0, "device": "cpu", "progress": False}
+    unet.train(tmp_path, clips[:2], clips[2:], steps=1, **how)
+    other = [clip.with_readers(flow=lambda t, clip=clip: 1.1 * clip.flow(t)) for clip in clips[:2]]
+    with pytest.raises(ValueError, match=r"another run: mean motion [\d.]+ px there, [\d.]+ px here; remove it"):
+        unet.train(tmp_path, other, clips[2:], steps=1, **how)
+
+
 def test_a_few_steps_of_raft(tmp_path, monkeypatch):
     monkeypatch.setattr(raft, "validation_clips", lambda: datasets.open("scenes", n_clips=1, n_frames=2, size=SIZE))
     fit = raft.train(tmp_path / "raft", steps=2, n_scenes=1, n_frames=2, batch_size=1, n_iters=2, workers=0,

@@ -71,6 +71,8 @@ def train_ssn(
         refuse_given(context, "is of DAVIS", "resolution")
     if not (on_davis and model == "composite"):
         refuse_given(context, "is of a composite on DAVIS", "flow_root", "cache")
+    if flow_root is not None:
+        refuse_given(context, "is for flow that is computed: --flow-root has it", "cache")
     report.check_choice("model", model, list(ssn.WHAT))
     report.check_choice("loss", loss, list(ssn.RECONSTRUCTIONS))
     network = ssn.new_network(model, width, n_iters, start)
@@ -113,6 +115,7 @@ def train_raft(
     from diffslic.recipes import raft
 
     refuse_other_data(context, dataset, of_scenes=("n_scenes", "textures"))
+    raft.network(variant, start)  # what cannot be is refused before the data are opened
     how = how_to_train(out, {}, steps, batch_size, rate, validate_every, seed, device, devices, precision,
                        workers, logger, as_json)
     clips, validation = raft.prepare(dataset, root)
@@ -198,6 +201,8 @@ def train_unet(
         order = whole.told_in_order(whole.first_steps(steps, parts["frozen"]))
     else:
         settings = unet.settings_of(**shape, batch_size=batch_size, seed=seed)
+        if not {"flow", "superpixels"} & set(settings["inputs"]):
+            refuse_given(context, "is for flow and superpixels: neither is among the inputs", "cache")
     how = how_to_train(out, settings, steps, batch_size, rate, validate_every, seed, device, devices, precision,
                        workers, logger, as_json)
     opened = {"root": root, "resolution": resolution, "n_clips": n_clips, "n_frames": n_frames,
@@ -295,7 +300,7 @@ def refuse_other_data(context: typer.Context, dataset: str, of_scenes: Sequence[
     if parts == ["scenes"]:
         refuse_given(context, "is of a dataset on disk: scenes are drawn", *of_files)
     elif "scenes" not in parts:
-        refuse_given(context, "is of scenes: give --dataset scenes with it, or leave it out", *of_scenes)
+        refuse_given(context, "is of scenes, which --dataset does not name", *of_scenes)
 
 
 def where_to_prepare(device: str) -> str:

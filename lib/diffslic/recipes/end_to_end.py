@@ -4,6 +4,7 @@ The head starts from nothing and would at first send noise to parts that are tra
 while; then the superpixels join, then the flow.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -253,10 +254,15 @@ def settings_of(model: EndToEnd, shape: Mapping[str, Any], frozen: Sequence[str]
     # A default that is named is the same run.
     asked = {name: value for name, value in shape.items() if value is not None and name != "recompute"}
     asked |= {"n_iters": model.n_iters, "n_spixels": model.n_spixels,
-              "polished": polish_settings(model.polished), "inputs": tuple(model.head.config.inputs),
+              "polished": _with_its_settings(model.polished), "inputs": tuple(model.head.config.inputs),
               "widths": getattr(model.head.config, "widths", None)}
     return {"frozen": list(frozen), "weights": weights._asdict(), "joins": dict(joins), "batch_size": batch_size,
             "shape": {name: str(value) for name, value in {**DEFAULTS, **asked}.items()}, "seed": seed}
+
+
+def _with_its_settings(polished: str) -> str:
+    """A polish by name and, in short, by its constants: with others a run is another."""
+    return f"{polished} {hashlib.sha256(polish_settings(polished).encode()).hexdigest()[:6]}"
 
 
 def predict(model: EndToEnd, clip: Clip) -> np.ndarray:

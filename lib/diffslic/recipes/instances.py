@@ -52,8 +52,8 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return matched_loss(body_logits(network, batch["input"]), batch["labels"], VOID)
 
-    settings = {**settings_of(start, n_bodies, batch_size, seed), "clips": [clip.name for clip in clips],
-                "mean motion": pipeline.mean_motion(clips[0])}
+    settings = {**settings_of(start, n_bodies, batch_size, seed), "clips": [clip.name for clip in clips]}
+    settings |= {"mean motion": pipeline.mean_motion(clips[0])} if "flow" in model.config.inputs else {}
     fit = training.fit(model, training.Batches(samples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, device=device, devices=devices,
                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)

@@ -186,6 +186,20 @@ def prepare(dataset: str, root: str | Path | None = None) -> tuple[list[Clip], l
             [clip for clips in passes for i, clip in enumerate(clips) if i in held_out][:VALIDATION_CLIPS])
 
 
+def network(variant: str | None, start: str | Path | None) -> RAFT:
+    """A network to train: a new one, or that of the weights ``start``.
+
+    Raises:
+        ValueError: a variant that is not that of ``start``.
+    """
+    if start is None:
+        return RAFT(RAFTConfig(variant or "small"))
+    known = RAFT.from_pretrained(start)
+    if variant not in (None, known.config.variant):
+        raise ValueError(f"{start} is a {known.config.variant} RAFT, asked was for a {variant} one")
+    return known
+
+
 def train(out_dir: str | Path, *, variant: str | None = None, steps: int = 2200, batch_size: int = 4, n_iters: int = 12,
           learning_rate: float = 4e-4, matching_weight: float = 1.0, power: float = 1.0, freeze_features: bool = False,
           clips: Sequence[Clip] = (), validation: Sequence[Clip] = (), n_scenes: int = 160, n_frames: int = 6,
@@ -220,9 +234,7 @@ def train(out_dir: str | Path, *, variant: str | None = None, steps: int = 2200,
         raise ValueError("n_iters=0 trains the features alone: they cannot be frozen, and one process does it")
     check_apart(clips, validation)
     torch.manual_seed(seed)
-    model = RAFT(RAFTConfig(variant or "small")) if start is None else RAFT.from_pretrained(start)
-    if variant not in (None, model.config.variant):
-        raise ValueError(f"{start} is a {model.config.variant} RAFT, asked was for a {variant} one")
+    model = network(variant, start)
     variant = model.config.variant
     model.fnet.requires_grad_(not freeze_features)
     if start is not None:  # small batches of another kind of video would spoil what many pairs have settled
