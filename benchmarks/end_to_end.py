@@ -7,6 +7,7 @@ alone and 12 corrections, polished by the variational way, as commands do, or by
 
     python benchmarks/end_to_end.py --out runs/end_to_end
     python benchmarks/end_to_end.py --rows docs/end_to_end.csv      # the table again of rows that were kept
+    python benchmarks/end_to_end.py --out runs/end_to_end --flow    # what the networks in OUT have made of RAFT's flow
 """
 
 import argparse
@@ -15,7 +16,23 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from diffslic import metrics, pipeline
+from diffslic.pipeline import EndToEnd
 from diffslic.recipes import comparison
+
+
+def flow_errors(out: Path, clips: comparison.Clips, arms: list[str], seeds: list[int]) -> pd.DataFrame:
+    """End-point errors in pixels on the test clips of the flow that each network has, before and after the polish."""
+    rows = []
+    for arm in (arm for arm in arms if arm in comparison.IN_ONE_GRAPH):
+        for seed in seeds:
+            net = EndToEnd.from_pretrained(comparison.weights_of(out, arm, seed))
+            for clip in clips.test:
+                for way in ("none", "variational"):
+                    frames = (clip.frame(t) for t in range(len(clip)))
+                    rows += [{"arm": arm, "polish": way, "epe": metrics.flow(flow, clip.flow(t))["epe"]}
+                             for t, flow in enumerate(pipeline.video_flow(net.flow, frames, net.n_iters, way))]
+    return pd.DataFrame(rows).pivot_table(index="arm", columns="polish", values="epe", sort=False).round(3)
 
 
 def main() -> None:
@@ -31,6 +48,7 @@ def main() -> None:
     parser.add_argument("--n-spixels", type=int, default=150)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", nargs="*", type=Path, help="do not train: rows.csv of parts of the comparison")
+    parser.add_argument("--flow", action="store_true", help="do not train: errors of the flow of the networks in --out")
     parser.add_argument("--over", choices=list(comparison.ARMS), help="of --rows: the arm over which gains are told")
     asked = parser.parse_args()
     if asked.rows:
@@ -42,6 +60,9 @@ def main() -> None:
     if asked.device == "cpu":
         torch.set_num_threads(1)
     clips = comparison.scenes(tuple(asked.size), *asked.scenes, device=asked.device)
+    if asked.flow:
+        print(flow_errors(asked.out, clips, asked.arms, asked.seeds).to_string())
+        return
     rows = comparison.compare(asked.out, clips, arms=asked.arms, seeds=asked.seeds, steps=asked.steps,
                               batch_size=asked.batch_size, n_iters=asked.n_iters, n_spixels=asked.n_spixels,
                               device=asked.device, precision="bf16-mixed")

@@ -112,7 +112,7 @@ def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, see
             else:
                 shape = {"n_iters": n_iters, "n_spixels": n_spixels, **IN_ONE_GRAPH[arm]}
                 if "head" in shape["frozen"]:
-                    shape["start"] = folder / _folder_name(BASE) / str(seed) / "best.safetensors"
+                    shape["start"] = weights_of(folder, BASE, seed)
                 fit = end_to_end.train(here, clips.train, clips.validation, frozen=shape.pop("frozen"), shape=shape,
                                        seed=seed, **how)
                 network = EndToEnd.from_pretrained(fit.weights, device)
@@ -121,6 +121,11 @@ def compare(folder: str | Path, clips: Clips, *, arms: Iterable[str] = ARMS, see
             rows += [{"arm": arm, "seed": seed, "clip": clip.name, "j": score["J-Mean"], "f": score["F-Mean"],
                       "seconds": fit.seconds} for clip, score in zip(clips.test, scores)]
     return pd.DataFrame(rows)
+
+
+def weights_of(folder: str | Path, arm: str, seed: int) -> Path:
+    """The best weights of an arm and seed, where :func:`compare` leaves them."""
+    return Path(folder) / _folder_name(arm) / str(seed) / "best.safetensors"
 
 
 def _folder_name(arm: str) -> str:
