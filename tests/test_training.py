@@ -321,6 +321,28 @@ def test_a_part_has_a_rate_of_its_own_and_may_join_later(tmp_path):
     assert abs(values[3] - values[2]) == pytest.approx(0.01 * training.Schedule(4, 0.1, warmup=0).rate(2), rel=1e-3)
 
 
+def test_a_part_that_joins_does_not_slow_down_the_others(tmp_path):
+    """The first line learns the same, whatever the size of the gradient of the second."""
+    ends = []
+    for size in (1.0, 1e4):
+        torch.manual_seed(0)
+        model = Two()
+
+        def before_step(step, model=model):
+            model.after.requires_grad_(step >= 4)
+
+        def loss(network, batch, size=size):
+            error = (Line.forward(network, batch["x"]) - batch["y"]).square()[:, 0]
+            return error + size * network.after(batch["x"])[:, 0]
+
+        training.fit(model, training.Batches(make), loss, lambda network: {"error": 0.0},
+                     training.Schedule(12, 0.1, warmup=0), tmp_path / str(size), monitor="error",
+                     higher_is_better=False, device="cpu", progress=False, rates={"after": 0.1},
+                     before_step=before_step)
+        ends.append(torch.cat([x.flatten() for name, x in model.named_parameters() if not name.startswith("after")]))
+    torch.testing.assert_close(*ends)
+
+
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no device 'foo' here"):
         training.check_device("foo")

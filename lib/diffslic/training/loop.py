@@ -44,7 +44,7 @@ class Schedule:
     warmup: float = 0.05  # share of the steps in which the rate rises from zero
     validate_every: int = 500  # steps between validations; there is one at the end too
     weight_decay: float = 1e-4
-    clip_norm: float = 1.0  # of the whole gradient
+    clip_norm: float = 1.0  # of the gradient; where modules have rates of their own, of each one's
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.validate_every < 1 or self.learning_rate <= 0:
@@ -202,7 +202,7 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
         # of the step, for which nothing waits: it is looked at in the next one, or before the validation.
         _check_finite(norm, "norm of the gradient", schedule, state["step"] - 1)
         running.append(_check_finite(mean, "loss", schedule, state["step"]))
-        norm = _step(fabric, wrapped, optimizer, schedule, state["step"])
+        norm = _step(optimizer, schedule, state["step"])
         state["step"] += 1
         bar.update()
         bar.set_postfix(loss=f"{running[-1]:.4f}", **told, refresh=False)
@@ -301,13 +301,19 @@ def _check_finite(number: _Arriving, what: str, schedule: Schedule, step: int) -
     return value
 
 
-def _step(fabric: Any, model: nn.Module, optimizer: Any, schedule: Schedule, step: int) -> _Arriving:
-    """One optimiser step down the gradient that the parameters hold; its norm is returned."""
+def _step(optimizer: Any, schedule: Schedule, step: int) -> _Arriving:
+    """One optimiser step down the gradient that the parameters hold; its norm is returned.
+
+    Each group of parameters is clipped by itself. By the norm of the whole, a part with a large gradient that joins
+    later would shorten all others', and with it their steps: Adam measures them by what they were before.
+    """
+    norms = []
     for group in optimizer.param_groups:
         group["lr"] = group["factor"] * schedule.rate(step)
-    norm = fabric.clip_gradients(model, optimizer, max_norm=schedule.clip_norm, error_if_nonfinite=False)
+        if any(parameter.grad is not None for parameter in group["params"]):
+            norms.append(nn.utils.clip_grad_norm_(group["params"], schedule.clip_norm))
     optimizer.step()
-    return _Arriving(norm)
+    return _Arriving(torch.stack(norms).norm())
 
 
 def _validate(model: nn.Module, validate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
