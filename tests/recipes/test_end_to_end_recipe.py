@@ -193,7 +193,7 @@ def test_the_photometric_loss_tells_there_from_back(clips):
     superpixels = soft_slic(picture, (2, 3), 1)
 
     def loss(flow):
-        seen = pipeline.Prediction(torch.zeros(1, 1, 20, 30), flow, superpixels)
+        seen = pipeline.Prediction(torch.zeros(1, 1, 20, 30), flow, superpixels, flow)
         plain, more = (end_to_end.losses(seen, batch, end_to_end.Weights(photometric=weight)) for weight in (0, 1))
         return float(more - plain)
 
@@ -206,7 +206,7 @@ def test_void_teaches_nothing():
     labels = torch.zeros(1, 20, 30, dtype=torch.int64)
     labels[:, :, 15:] = 1
     seen = pipeline.Prediction(torch.randn(1, 1, 20, 30), torch.zeros(1, 4, 20, 30),
-                               soft_slic(torch.rand(1, 3, 20, 30), (2, 3), 1))
+                               soft_slic(torch.rand(1, 3, 20, 30), (2, 3), 1), torch.zeros(1, 4, 20, 30))
     void = labels.clone()
     void[:, 5:] = VOID
     other = torch.where(void == VOID, 1 - labels, labels)  # whatever is below the void

@@ -43,6 +43,7 @@ class Prediction(NamedTuple):
     logits: Tensor  # (B, 1, H, W): above 0 where something moves by itself
     flow: Tensor  # (B, 4, H, W) pixels: u, v to the next frame, u, v to the one before
     superpixels: SoftSLIC
+    own_flow: Tensor  # (B, 4, H, W) pixels, as RAFT finds it: before the polish
 
 
 def channel_counts(superpixels: SSN) -> dict[str, int]:
@@ -116,27 +117,35 @@ class EndToEnd(nn.Module):
         if not before.shape == frame.shape == after.shape:
             raise ValueError(f"before, frame and after must be of one size, got {tuple(before.shape)}, "
                              f"{tuple(frame.shape)} and {tuple(after.shape)}")
-        flow = self._computed(self.flow_of, before, frame, after)
+        own_flow = self._computed(self.own_flow_of, before, frame, after)
+        flow = self._polished(own_flow, before, frame, after)
         superpixels = self._computed(self.superpixels_of, frame, flow)
         channels = self._computed(self.channels, frame, flow, superpixels, shown)
         if mixing is not None:
             with torch.autocast(channels.device.type, enabled=False):
                 channels = torch.einsum("bij,bjhw->bihw", mixing, channels)
         seen = (channels,) if isinstance(self.head, UNet) else (channels, superpixels)
-        return Prediction(self._computed(self.head, *seen), flow, superpixels)
+        return Prediction(self._computed(self.head, *seen), flow, superpixels, own_flow)
 
     def flow_of(self, before: Tensor, frame: Tensor, after: Tensor) -> Tensor:
-        """Flow (B, 4, H, W) in pixels from ``frame`` to ``after``, then to ``before``; both ways are one batch."""
+        """Polished flow (B, 4, H, W) in pixels from ``frame`` to ``after``, then to ``before``."""
+        return self._polished(self.own_flow_of(before, frame, after), before, frame, after)
+
+    def own_flow_of(self, before: Tensor, frame: Tensor, after: Tensor) -> Tensor:
+        """:meth:`flow_of` as RAFT finds it; both ways are one batch."""
         past, here, future = self.flow.features(torch.cat([before, frame, after])).chunk(3)
         context = self.flow.context(frame)
         context = context._make(part.repeat(2, 1, 1, 1) for part in context)
         correlate = self.flow.correlate(here.repeat(2, 1, 1, 1), torch.cat([future, past]))
         cells, state = self.flow.refined(correlate, context, self.n_iters)
-        flow = self.flow.upsample(cells, state, frame.shape[-2:])
-        if self.polished != "none":
-            images = frame.repeat(2, 1, 1, 1), torch.cat([after, before])
-            flow = flow + (polish(*images, flow, self.polished) - flow).detach()
-        return torch.cat(flow.chunk(2), dim=1)
+        return torch.cat(self.flow.upsample(cells, state, frame.shape[-2:]).chunk(2), dim=1)
+
+    def _polished(self, flow: Tensor, before: Tensor, frame: Tensor, after: Tensor) -> Tensor:
+        """The flow (B, 4, H, W) with what the polish adds to it, which counts as given."""
+        if self.polished == "none":
+            return flow
+        pairs = frame.repeat(2, 1, 1, 1), torch.cat([after, before]), torch.cat(flow.detach().chunk(2, dim=1))
+        return flow + (torch.cat(polish(*pairs, self.polished).chunk(2), dim=1) - flow).detach()
 
     def superpixels_of(self, frame: Tensor, flow: Tensor) -> SoftSLIC:
         """Soft superpixels of frames (B, 3, H, W) and their flow (B, 4, H, W)."""

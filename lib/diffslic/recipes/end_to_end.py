@@ -42,6 +42,7 @@ class Weights(NamedTuple):
 
     reconstruction: float = 1.0  # of moving and static, by the superpixels: cross-entropy
     compactness: float = 1e-5    # of the superpixels, the paper's weight
+    polish: float = 2.0          # of what RAFT's own flow lacks of the polished: the mean distance in pixels
     photometric: float = 0.0     # of the flow's consistency with the frames
 
 
@@ -187,6 +188,9 @@ def losses(seen: Prediction, batch: training.Batch, weights: Weights) -> Tensor:
     reconstruction = label_reconstruction(seen.superpixels, (labels > 0).long(), known=labels != VOID)
     value = (bce_dice(seen.logits, labels, VOID) + weights.reconstruction * reconstruction
              + weights.compactness * compactness(seen.superpixels))
+    # RAFT is to learn what the polish makes of its flow: masks alone would have it learn errors that the polish mends.
+    lacking = (seen.own_flow - seen.flow.detach()).unflatten(1, (2, 2)).norm(dim=2)
+    value = value + weights.polish * lacking.mean((1, 2, 3))
     if weights.photometric:
         ahead, back = seen.flow.split(2, dim=1)
         value = value + weights.photometric * (photometric_loss(batch["frame"], batch["after"], ahead)
