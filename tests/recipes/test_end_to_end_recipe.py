@@ -202,6 +202,17 @@ def test_the_photometric_loss_tells_there_from_back(clips):
     assert loss(torch.cat([right, right], 1)) > 0.02
 
 
+def test_raft_is_told_what_the_polish_adds_and_the_polish_nothing():
+    own, picture = torch.zeros(1, 4, 20, 30, requires_grad=True), torch.rand(1, 3, 20, 30)
+    flow = (own.detach() + torch.tensor([3.0, 4, 0, 0])[None, :, None, None]).requires_grad_()
+    seen = pipeline.Prediction(torch.zeros(1, 1, 20, 30), flow, soft_slic(picture, (2, 3), 1), own)
+    batch = {"labels": torch.zeros(1, 20, 30, dtype=torch.int64)}
+    more, plain = (end_to_end.losses(seen, batch, end_to_end.Weights(polish=weight)) for weight in (1, 0))
+    assert float(more - plain) == pytest.approx(2.5)  # 5 pixels ahead, none back
+    more.sum().backward()
+    assert flow.grad is None and (own.grad[:, 0] < 0).all() and own.grad[:, 2:].abs().max() == 0
+
+
 def test_void_teaches_nothing():
     labels = torch.zeros(1, 20, 30, dtype=torch.int64)
     labels[:, :, 15:] = 1
