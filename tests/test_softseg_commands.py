@@ -115,9 +115,12 @@ def test_the_command_writes_pictures_and_layers(run, files):
     assert not (out / "0_layer3.png").exists() and (out / "0_layer2.png").exists()  # none of the run before
 
 
-def test_the_command_takes_the_frame_that_follows_and_a_smaller_size(run, files):
+def test_the_command_takes_the_frame_that_follows_and_a_smaller_size(run, files, clip):
+    following = clip.frame(0).clone()
+    following[:, 8:40, 20:48] = clip.frame(0)[:, 8:40, 14:42]  # a part of the picture moves by six pixels
+    io.write_image(files / "1.png", following)
     run("softseg", files / "0.png", "--next", files / "1.png", "--out", files / "out", "--rows", "24", "--layers", "2",
-        "--weights", files / "net.safetensors", "--raft", files / "raft.safetensors")
+        "--weights", files / "net.safetensors", "--raft", "small")
     moved = np.load(files / "out/0_alphas.npy")
     assert moved.shape == (2, 24, 32)
     options = "--out", files / "out", "--rows", "24", "--layers", "2", "--weights", files / "net.safetensors"
