@@ -47,8 +47,9 @@ def main() -> None:
     parser.add_argument("--n-iters", type=int, default=4)
     parser.add_argument("--n-spixels", type=int, default=150)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rows", nargs="*", type=Path, help="do not train: rows.csv of parts of the comparison")
-    parser.add_argument("--flow", action="store_true", help="do not train: errors of the flow of the networks in --out")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--rows", nargs="*", type=Path, help="do not train: rows.csv of parts of the comparison")
+    instead.add_argument("--flow", action="store_true", help="do not train: errors of the flow of what is in --out")
     parser.add_argument("--over", choices=list(comparison.ARMS), help="of --rows: the arm over which gains are told")
     asked = parser.parse_args()
     if asked.rows:

@@ -175,6 +175,15 @@ def test_a_dataset_with_fewer_masks_than_frames(capsys, davis, weights, tmp_path
     assert told in capsys.readouterr().out
 
 
+def test_who_interrupts_a_command_is_told_so(capsys, frames, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "save_flow", interrupted)
+    assert cli.main(["flow", str(frames), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "diffslic: interrupted\n"
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["precompute", "flow", "x", "--dataset", "sintell"], ["unknown dataset 'sintell', known are"]),
     (["data", "check", "sintell", "x"], ["unknown dataset 'sintell', known are"]),
@@ -182,7 +191,14 @@ def test_a_dataset_with_fewer_masks_than_frames(capsys, davis, weights, tmp_path
     (["scenes", "x", "--layout", "kitti"], ["unknown layout 'kitti'"]),
     (["scenes", "x", "--preset", "beach"], ["unknown preset 'beach'"]),
     (["train", "raft", "--out", "x", "--logger", "comet"], ["tensorboard or wandb"]),
-    (["train", "raft", "--out", "x", "--steps", "0"], ["steps >= 1"]),
+    (["train", "raft", "--out", "x", "--steps", "0"], ["training needs one step at least"]),
+    (["train", "raft", "--out", "x", "--rate", "nan"], ["the learning rate must be finite and above 0, got nan"]),
+    (["segment", "x", "--out", "y", "--split", "val"], ["--split is of DAVIS: --dataset folder has none"]),
+    (["segment", "x", "--out", "y", "--resolution", "480p"], ["--resolution is of DAVIS: --dataset folder has none"]),
+    (["segment", "x", "--out", "y", "--method", "em", "--ssn", "scenes"], ["--ssn is not for em, which sees no"]),
+    (["segment", "x", "--out", "y", "--method", "end-to-end", "--raft", "small"], ["--raft is not for a network"]),
+    (["segment", "x", "--out", "y", "--no-overlay", "--fps", "9"], ["--fps is of the film, which --official and"]),
+    (["precompute", "flow", "x", "--dataset", "sintel", "--split", "val"], ["--split is of DAVIS"]),
     (["train", "unet", "--out", "x", "--dataset", "davis2016"], ["davis2016 needs root"]),
     (["train", "instances", "--out", "x", "--bodies", "0"], ["one body at least, got 0"]),
     (["train", "unet", "--out", "x", "--start", "instances"], ["has 7 masks: train instances goes on from it"]),
@@ -190,10 +206,10 @@ def test_a_dataset_with_fewer_masks_than_frames(capsys, davis, weights, tmp_path
     (["train", "instances", "--out", "x", "--start", "ssn"], ["no unet weights named 'ssn'"]),
     (["train", "unet", "--out", "x", "--inputs", "flow,foo"], ["the input 'foo' is unknown"]),
     (["train", "unet", "--out", "x", "--inputs", "image", "--start", "flow"], ["inputs must begin with those of flow"]),
-    (["scenes", "x", "--device", "foo"], ["no device 'foo'"]),
+    (["scenes", "x", "--device", "foo"], ["a device is cpu, cuda, cuda:1 ..., got 'foo'"]),
     (["segment", "x", "--out", "y", "--rows", "0"], ["rows must be at least 8"]),
     (["train", "raft", "--out", "x", "--batch-size", "0"], ["batch_size must be at least 1"]),
-    (["train", "ssn", "--out", "x", "--device", "foo"], ["no device 'foo'"]),
+    (["train", "ssn", "--out", "x", "--device", "foo"], ["a device is cpu, cuda, cuda:1 ..., got 'foo'"]),
     (["notebooks", "-p", "sede", "3"], ["sede"]),
     (["notebooks", "--only", "motion"], ["no notebook motion"]),
 ])

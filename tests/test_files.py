@@ -46,3 +46,19 @@ def test_a_note_says_what_was_written_and_a_broken_one_says_nothing(tmp_path):
     (tmp_path / "note.json").write_text('{"rows": 2')
     assert not files.note_says(tmp_path / "note.json", {"rows": 240})
     assert not files.note_says(tmp_path / "gone.json", {})
+
+
+def test_files_that_were_made_otherwise_are_not_claimed_and_it_is_told_what_differs(tmp_path):
+    note, own = tmp_path / "note.json", {"rows": 240, "names": ("a", "b")}
+    files.claim(note, own, used=False, what="masks")
+    files.claim(note, own, used=True, what="masks")
+    before = note.read_bytes()
+    with pytest.raises(ValueError, match=r"holds other masks \(of other rows, more, names\): remove it or"):
+        files.claim(note, {"rows": 120, "more": 1}, used=True, what="masks")
+    assert note.read_bytes() == before
+    note.unlink()
+    with pytest.raises(ValueError, match="holds other masks \\(no note says how it was made\\)"):
+        files.claim(note, own, used=True, what="masks")
+    assert not note.exists()
+    files.claim(note, {"rows": 120}, used=False, what="masks")
+    assert files.note_says(note, {"rows": 120})

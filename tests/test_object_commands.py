@@ -27,7 +27,7 @@ def test_objects_of_a_video_keep_their_numbers_and_a_stopped_run_goes_on(run, fa
     run(*command)
     assert [path.read_bytes() for path in masks] == whole
     assert "is for the method unet" in fails(*command[:3], tmp_path / "x", "--objects", "--method", "em")
-    assert "holds other masks" in fails(*command[:4])
+    assert "holds other masks (of other instances, seen)" in fails(*command[:4])
 
 
 def crowd(folder, n_frames=4):

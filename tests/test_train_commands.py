@@ -57,7 +57,7 @@ def test_another_run_is_refused_before_its_data_are_prepared(command, folder, pr
     (["spacetime", "--crop", "64"], "crop none there, 64 here"),
     (["softseg", "--widths", "8,16,32"], "widths 32,64,128 there, 8,16,32 here"),
     (["unet", "--end-to-end", "--freeze", "flow"], "frozen none there, flow here"),
-    (["unet", "--end-to-end", "--polish", "none"], "polished variational "),
+    (["unet", "--end-to-end", "--polish", "none"], "polished variational there, none here"),
 ])
 def test_what_is_known_of_a_network_is_compared_before_its_data(command, told, prepared, tmp_path, monkeypatch, fails):
     def train(out, *_, **how):  # nothing but its first checkpoint

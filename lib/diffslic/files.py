@@ -4,7 +4,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,33 @@ def write_note(path: str | Path, content: Any) -> None:
 
 def note_says(path: str | Path, content: Any) -> bool:
     """Whether the note is there and whole and says this."""
+    return _read_note(path) == json.loads(json.dumps(content))
+
+
+def claim(note: str | Path, settings: Mapping[str, Any], used: bool, what: str) -> None:
+    """Write the note that says how the files of its folder are made; refuse those that were made otherwise.
+
+    Args:
+        used: whether there are files already. what: they are: "masks".
+
+    Raises:
+        ValueError: names the settings that differ, or says that nothing tells how the files were made.
+    """
+    note, here = Path(note), json.loads(json.dumps(settings))
+    there = _read_note(note) or {}
+    if used and there != here:
+        other = ", ".join(name for name in {**here, **there} if there.get(name) != here.get(name))
+        why = f"of other {other}" if there else "no note says how it was made"
+        raise ValueError(f"{note.parent} holds other {what} ({why}): remove it or choose another folder")
+    write_note(note, settings)
+
+
+def _read_note(path: str | Path) -> Any:
+    """What a note says; None where it is not there or not whole."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8")) == json.loads(json.dumps(content))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
-        return False
+        return None
 
 
 def _process_lives(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import nbformat
 import numpy as np
 import pandas as pd
@@ -96,17 +97,19 @@ def test_parts_begin_to_learn_one_after_the_other(clips, ssn, tmp_path, monkeypa
     joins = {"head": 0.0, "superpixels": 0.25, "flow": 0.5}
     trained(tmp_path / "all", clips, ssn, joins=joins)
     assert told[1:] == [PARTS[:1], PARTS[:2], PARTS, PARTS][:4] + told[5:]  # the first call makes the network
+    EndToEnd.from_pretrained(tmp_path / "all" / "best.safetensors").head.save(tmp_path / "head.safetensors")
     told.clear()
-    trained(tmp_path / "head", clips, ssn, joins=joins, frozen=["head"])
+    shape = {**SHAPE, "widths": None, "ssn": ssn, "start": tmp_path / "head.safetensors"}
+    trained(tmp_path / "head", clips, ssn, joins=joins, frozen=["head"], shape=shape)
     assert told[1:3] == [("superpixels",), ("superpixels", "flow")]  # the first that learns does so from the start
 
 
 def test_what_is_frozen_stays_as_it_was(clips, ssn, tmp_path):
     start = end_to_end.network(**SHAPE, ssn=ssn)
+    start.save(tmp_path / "start.safetensors")
     for frozen in PARTS:
-        fit = trained(tmp_path / frozen, clips, ssn, frozen=[frozen], joins=dict.fromkeys(PARTS, 0.0))
-        torch.manual_seed(3)
-        start = end_to_end.network(**SHAPE, ssn=ssn)
+        fit = trained(tmp_path / frozen, clips, ssn, frozen=[frozen], joins=dict.fromkeys(PARTS, 0.0),
+                      shape={"start": tmp_path / "start.safetensors"})
         made = EndToEnd.from_pretrained(fit.weights)
         for part in PARTS:
             same = all(torch.equal(value, dict(made.get_submodule(part).named_parameters())[name])
@@ -120,7 +123,7 @@ def test_it_learns(clips, ssn, tmp_path):
     assert losses[-1] < losses[0]
     card = (tmp_path / "card.md").read_text(encoding="utf-8")
     assert "End to end: flow, superpixels, head" in card
-    assert "; head learns from step 1, superpixels from step 1, flow from step 1 |" in card
+    assert "; learning from step 1: head, from 1: superpixels, from 1: flow |" in card
     masks = end_to_end.predict(EndToEnd.from_pretrained(fit.weights), clips[2])
     assert masks.shape == (4, *SIZE) and masks.dtype == np.uint8
 
@@ -175,10 +178,10 @@ def test_a_file_in_the_wrong_place_is_told_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("frozen, steps, told", [
-    ((), 300, "head learns from step 1, superpixels from step 31, flow from step 61"),
-    (("head",), 300, "superpixels learns from step 1, flow from step 31"),
-    (("superpixels", "head"), 300, "flow learns from step 1"),
-    ((), 4, "head learns from step 1, superpixels from step 2, flow from step 2"),
+    ((), 300, "learning from step 1: head, from 31: superpixels, from 61: flow"),
+    (("head",), 300, "learning from step 1: superpixels, from 31: flow"),
+    (("superpixels", "head"), 300, "learning from step 1: flow"),
+    ((), 4, "learning from step 1: head, from 2: superpixels, from 2: flow"),
 ])
 def test_it_is_told_when_parts_begin_to_learn(frozen, steps, told):
     assert end_to_end.told_in_order(end_to_end.first_steps(steps, frozen)) == told
@@ -208,7 +211,7 @@ def test_raft_is_told_what_the_polish_adds_and_the_polish_nothing():
     seen = pipeline.Prediction(torch.zeros(1, 1, 20, 30), flow, soft_slic(picture, (2, 3), 1), own)
     batch = {"labels": torch.zeros(1, 20, 30, dtype=torch.int64)}
     more, plain = (end_to_end.losses(seen, batch, end_to_end.Weights(polish=weight)) for weight in (1, 0))
-    assert float(more - plain) == pytest.approx(2.5)  # 5 pixels ahead, none back
+    assert float((more - plain).detach()) == pytest.approx(2.5)  # 5 pixels ahead, none back
     more.sum().backward()
     assert flow.grad is None and (own.grad[:, 0] < 0).all() and own.grad[:, 2:].abs().max() == 0
 
@@ -333,7 +336,7 @@ def test_commands(ssn, tmp_path, capsys, monkeypatch):
             "--n-frames", "3", "--steps", "2", "--batch-size", "1", "--device", "cpu", "--workers", "0"]
     assert cli.main(more) == 0
     told = capsys.readouterr()
-    assert "head learns from step 1, superpixels from step 2, flow from step 2\n" in told.err
+    assert "learning from step 1: head, from 2: superpixels, from 2: flow\n" in told.err
     assert EndToEnd.from_pretrained(tmp_path / "more" / "best.safetensors").n_spixels == 20
     for refused, words in ((["--raft", "small"], "raft is of a new network"),
                            (["--widths", "4,8"], "widths is of a new network"),
@@ -349,10 +352,41 @@ def test_commands(ssn, tmp_path, capsys, monkeypatch):
     assert len(list((tmp_path / "masks" / "masks").iterdir())) == 3
 
 
+def test_the_pre_generated_path_takes_the_same_parts(ssn, tmp_path, capsys, monkeypatch):
+    """By command as by recipe; a run that was stopped does not go on with flow or superpixels of other parts."""
+    small = unet.open_clips
+    monkeypatch.setattr(unet, "open_clips", lambda dataset, **how: small(dataset, **{**how, "size": SIZE}))
+    parts = {"--ssn": ssn, "--n-iters": 1, "--n-spixels": 20, "--polish": "none"}
+
+    def command(steps="2", **other):
+        told = [str(word) for pair in {**parts, **other}.items() for word in pair]
+        return cli.main(["train", "unet", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), *told,
+                         "--n-clips", "2", "--n-frames", "3", "--steps", steps, "--batch-size", "1", "--widths", "4,8",
+                         "--device", "cpu", "--workers", "0"])
+
+    assert command() == 0
+    [clip, _], _ = unet.prepare("scenes", tmp_path / "again", n_clips=2, n_frames=3, ssn=ssn, n_iters=1, n_spixels=20,
+                                polished="none", progress=False)
+    with h5py.File(next((tmp_path / "cache").rglob(f"flow/{clip.name}.h5"))) as file:
+        assert json.loads(file.attrs["configuration"])["n_iters"] == 1
+    assert 10 < len(clip.superpixel_vectors(0)) < 40 and clip.flow(0).shape == (2, *SIZE)
+    raft = RAFT.from_pretrained("small")
+    own = next(raft.video((clip.frame(t) for t in range(2)), 1))
+    assert (clip.flow(0) - own).abs().max() < 0.01
+    for option, value, words in (("--polish", "variational", "mean motion"), ("--n-spixels", 40, "superpixels")):
+        assert command(**{option: value}) == 2
+        assert f"of another run: {words}" in capsys.readouterr().err
+    assert command() == 0
+    assert "going on from step 2 of 2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--head", "transformer"], "--head is of --end-to-end"),
     (["--recompute"], "--recompute is of --end-to-end"),
-    (["--polish", "none"], "--polish is of --end-to-end"),
+    (["--inputs", "image", "--polish", "none"], "--polish is for flow and superpixels: neither is among the inputs"),
+    (["--inputs", "flow", "--n-spixels", "9"], "--n-spixels is for superpixels, which are not among the inputs"),
+    (["--inputs", ""], "the input '' is unknown"),
+    (["--end-to-end", "--freeze", "head"], "a frozen head must have learned before: give weights to start from"),
     (["--start", "motion", "--widths", "4,8"], "widths is of a new network: motion has its own"),
     (["--start", "motion", "--residual"], "residual is of a new network: motion has its own"),
     (["--end-to-end", "--start", "motion", "--widths", "4,8"], "widths is of a new network: motion has its own"),

@@ -16,6 +16,7 @@ from diffslic.cli import data, depth, evaluate, notebooks, train, train_motion, 
 from diffslic.cli.common import app as app
 from diffslic.cli.common import show as show
 
+INTERRUPTED = 130
 # The second class of BadParameter is what every bad command line raises; typer itself exports only the first.
 BAD_INPUT = (ValueError, LookupError, OSError, typer.BadParameter.__mro__[1])
 
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = _join_pairs(list(sys.argv[1:] if arguments is None else arguments))
     try:
         code = app(arguments or ["--help"], prog_name="diffslic", standalone_mode=False)
+        if code == INTERRUPTED:  # typer has caught it, and says nothing
+            print("diffslic: interrupted", file=sys.stderr)
     except (KeyError, IndexError):  # LookupErrors by class, but mistakes of ours: they keep their traceback
         raise
     except BAD_INPUT as error:

@@ -31,7 +31,7 @@ Start = Annotated[str | None, typer.Option(help="Weights to start from: a shippe
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Accelerator = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-Devices = Annotated[int, typer.Option(help="How many of them; more than one with torchrun.")]
+Devices = Annotated[int, typer.Option(help="How many of them on this machine; under torchrun its number counts.")]
 Workers = Annotated[int, typer.Option(help="Processes that make batches.")]
 Model = Annotated[str, typer.Option(help="Of superpixels: ssn (also a composite), or spixelfcn with weights of yours.")]
 Iters = Annotated[int | None, typer.Option("--n-iters", help="Of an SSN: iterations of soft SLIC.",
@@ -56,6 +56,14 @@ def refuse_given(context: typer.Context, why: str, *names: str) -> None:
     for name in names:
         if context.get_parameter_source(name).name != "DEFAULT":
             raise ValueError(f"--{name.replace('_', '-')} {why}")
+
+
+def refuse_other_datasets(context: typer.Context, dataset: str) -> None:
+    """Refuse --split and --resolution where they were given and the dataset has none."""
+    if not dataset.startswith(("davis", "bsds")):
+        refuse_given(context, f"is of DAVIS: --dataset {dataset} has none", "split")
+    if not dataset.startswith("davis"):
+        refuse_given(context, f"is of DAVIS: --dataset {dataset} has none", "resolution")
 
 
 def numbers(text: str, option: str, example: str = "16,32") -> list[int]:

@@ -11,6 +11,7 @@ import typer
 
 from diffslic import report
 from diffslic.cli.common import (
+    HOW_POLISHED,
     Accelerator,
     Batch,
     Cache,
@@ -132,8 +133,7 @@ def train_unet(
     dataset: Annotated[str, typer.Option(help="scenes or davis2016.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; the scenes need none.")] = None,
     resolution: Resolution = "480p",
-    cache: Annotated[Path | None, typer.Option(help="Flow and superpixels are kept below it, by dataset and "
-                                                    "resolution.", show_default="cache")] = None,
+    cache: Cache = Path("cache"),
     inputs: Annotated[str | None, typer.Option(help="Any of flow,superpixels,image.",
                                                show_default="those of --start, or all")] = None,
     widths: Annotated[str | None, typer.Option(help="Channels at each scale, of a new U-Net.",
@@ -156,16 +156,16 @@ def train_unet(
                                              show_default="unet")] = None,
     freeze: Annotated[str | None, typer.Option(help="Of --end-to-end: any of flow,superpixels,head.",
                                                show_default="none")] = None,
-    raft: Annotated[str | None, typer.Option(help="Of --end-to-end: RAFT to start from.", show_default="small")] = None,
-    ssn: Annotated[str | None, typer.Option(help="Of --end-to-end: composite SSN to start from.",
-                                            show_default="composite-davis2016")] = None,
-    n_iters: Annotated[int | None, typer.Option("--n-iters", help="Of --end-to-end: corrections of the flow.",
+    raft: Annotated[str | None, typer.Option(help="RAFT that makes the flow, or with --end-to-end starts to learn: a "
+                                                  "shipped name or a file.", show_default="small")] = None,
+    ssn: Annotated[str | None, typer.Option(help="SSN that makes the superpixels, or with --end-to-end, where it must "
+                                                 "be a composite, starts to learn: a shipped name or a file.",
+                                            show_default="scenes; composite-davis2016")] = None,
+    n_iters: Annotated[int | None, typer.Option("--n-iters", help="Corrections of the flow.",
                                                 show_default="12, or as --start")] = None,
-    n_spixels: Annotated[int | None, typer.Option(help="Of --end-to-end: superpixels of a frame.",
+    n_spixels: Annotated[int | None, typer.Option(help="Superpixels of a frame.",
                                                   show_default="400, or as --start")] = None,
-    polish: Annotated[str | None, typer.Option(help="Of --end-to-end: what brings the flow to a fraction of a pixel: "
-                                                    "variational, search or none.",
-                                               show_default="variational, or as --start")] = None,
+    polish: Annotated[str | None, typer.Option(help=HOW_POLISHED, show_default="variational, or as --start")] = None,
     photometric: Annotated[float | None, typer.Option(help="Of --end-to-end: weight of the flow's consistency with the "
                                                            "frames.", show_default="0")] = None,
     recompute: Annotated[bool, typer.Option("--recompute", help="Of --end-to-end: activations on the way back, in less "
@@ -182,52 +182,40 @@ def train_unet(
     """
     from diffslic.recipes import end_to_end as whole
     from diffslic.recipes import unet
-    from diffslic.training import speaks
 
     refuse_other_data(context, dataset, of_scenes=("n_clips", "n_frames"), of_files=("root", "resolution"))
-    shape = {"inputs": inputs.split(",") if inputs else None, "start": start, "residual": residual,
+    shape = {"inputs": None if inputs is None else inputs.split(","), "start": start, "residual": residual,
              "widths": None if widths is None else numbers(widths, "--widths")}
-    together = {"head": head, "freeze": freeze, "raft": raft, "ssn": ssn, "n_iters": n_iters, "n_spixels": n_spixels,
-                "polish": polish, "photometric": photometric, "recompute": recompute or None}
-    together = {name: value for name, value in together.items() if value is not None}
-    if together and not end_to_end:
-        raise ValueError(f"--{next(iter(together)).replace('_', '-')} is of --end-to-end")
-    if cache is not None and end_to_end:
-        raise ValueError("--cache is for what is computed beforehand: --end-to-end keeps nothing")
+    makers = {"raft": raft, "ssn": ssn, "n_iters": n_iters, "n_spixels": n_spixels, "polished": polish}
+    makers = {name: value for name, value in makers.items() if value is not None}
+    # What cannot be is refused before anything is drawn, another run too.
     if end_to_end:
-        parts = _parts_to_train(shape, together)
-        # What cannot be is refused before anything is drawn, another run too.
+        refuse_given(context, "is for what is computed beforehand: --end-to-end keeps nothing", "cache")
+        frozen = [] if freeze is None else [name.strip() for name in freeze.split(",")]
+        parts = {"shape": {**shape, **makers, "head": head, "recompute": recompute}, "frozen": frozen,
+                 "weights": whole.Weights(photometric=photometric or 0.0)}
+        whole.first_steps(steps, frozen)
         settings = whole.settings_of(whole.network(**parts["shape"]), **parts, batch_size=batch_size, seed=seed)
-        order = whole.told_in_order(whole.first_steps(steps, parts["frozen"]))
     else:
+        refuse_given(context, "is of --end-to-end", "head", "freeze", "photometric", "recompute")
         settings = unet.settings_of(**shape, batch_size=batch_size, seed=seed)
-        if not {"flow", "superpixels"} & set(settings["inputs"]):
-            refuse_given(context, "is for flow and superpixels: neither is among the inputs", "cache")
+        if "superpixels" not in settings["inputs"]:
+            refuse_given(context, "is for superpixels, which are not among the inputs", "ssn", "n_spixels")
+            if "flow" not in settings["inputs"]:
+                refuse_given(context, "is for flow and superpixels: neither is among the inputs", "cache", "raft",
+                             "n_iters", "polish")
     how = how_to_train(out, settings, steps, batch_size, rate, validate_every, seed, device, devices, precision,
                        workers, logger, as_json)
     opened = {"root": root, "resolution": resolution, "n_clips": n_clips, "n_frames": n_frames,
               "device": where_to_prepare(device)}
     if end_to_end:
         clips, validation = unet.open_clips(dataset, **opened)
-        if how["progress"] and speaks():
-            print(order, file=sys.stderr)
         fit = whole.train(out, clips, validation, **parts, **how)
     else:
-        clips, validation = unet.prepare(dataset, cache or Path("cache"), **opened, inputs=settings["inputs"],
+        clips, validation = unet.prepare(dataset, cache, **opened, **makers, inputs=settings["inputs"],
                                          progress=not as_json)
         fit = unet.train(out, clips, validation, **shape, **how)
     show_fit(fit, as_json)
-
-
-def _parts_to_train(shape: dict[str, Any], together: dict[str, Any]) -> dict[str, Any]:
-    """Shape, frozen parts and weights of losses of a training end to end."""
-    from diffslic.recipes.end_to_end import Weights
-
-    frozen = [name.strip() for name in together.pop("freeze").split(",")] if "freeze" in together else []
-    weights = Weights(photometric=together.pop("photometric", 0.0))
-    if "polish" in together:
-        shape["polished"] = together.pop("polish")
-    return {"shape": shape | together, "frozen": frozen, "weights": weights}
 
 
 @train_app.command("instances")

@@ -22,12 +22,15 @@ from diffslic.cli.common import (
     app,
     load_superpixels,
     open_clips,
+    refuse_given,
+    refuse_other_datasets,
     show,
 )
 
 
 @app.command()
 def segment(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(help="A folder of frames, a video file, or a dataset's folder.")],
     out: Annotated[Path, typer.Option(help="Where masks/, overlay/ and overlay.mp4 go; of a dataset: OUT/<clip>/...")],
     dataset: Dataset = "folder", split: Split = "all", resolution: Resolution = "480p",
@@ -74,8 +77,15 @@ def segment(
     """
     from diffslic import pipeline
 
+    refuse_other_datasets(context, dataset)
     if instances is not None and not objects:
         raise ValueError("--instances is the network of --objects")
+    if method == "end-to-end":
+        refuse_given(context, "is not for a network trained end to end, which has its own", "raft", "ssn")
+    elif method != "unet":
+        refuse_given(context, f"is not for {method}, which sees no superpixels", "ssn")
+    if official or not overlay:
+        refuse_given(context, "is of the film, which --official and --no-overlay leave out", "fps")
     parted = (instances or "graph") if objects else None
     how = {"method": method, "weights": weights, "window": window, "objects": parted, "raft": raft, "ssn": ssn,
            "rows": rows, "polished": polish, "device": device}
@@ -213,6 +223,7 @@ app.add_typer(precompute_app, name="precompute")
 
 @precompute_app.command("flow")
 def precompute_flow(
+    context: typer.Context,
     root: Root, out: CacheOut = Path("cache"), dataset: Dataset = "davis2016", split: Split = "all",
     resolution: Resolution = "480p",
     weights: Annotated[str, typer.Option(help="RAFT: a shipped name or a file.")] = "small",
@@ -237,6 +248,7 @@ def precompute_flow(
     from diffslic.flow import RAFT
     from diffslic.training import own_device, own_share, speaks
 
+    refuse_other_datasets(context, dataset)
     folder = pipeline.cache_folder(out, dataset, resolution, "flow")
     clips = pipeline.precompute_flow(open_clips(dataset, root, split, resolution),
                                      RAFT.from_pretrained(weights, own_device(device)), folder, iters,
@@ -249,6 +261,7 @@ def precompute_flow(
 
 @precompute_app.command("superpixels")
 def precompute_superpixels(
+    context: typer.Context,
     root: Root, out: CacheOut = Path("cache"), dataset: Dataset = "davis2016", split: Split = "all",
     resolution: Resolution = "480p",
     weights: Annotated[str, typer.Option(help="SSN: a shipped name or a file.")] = "scenes",
@@ -264,6 +277,7 @@ def precompute_superpixels(
     from diffslic.superpixels import SSN
     from diffslic.training import own_device, speaks
 
+    refuse_other_datasets(context, dataset)
     clips = open_clips(dataset, root, split, resolution)
     folder = pipeline.cache_folder(out, dataset, resolution, "superpixels")
     ssn = SSN.from_pretrained(weights, own_device(device))

@@ -13,8 +13,10 @@ from diffslic import metrics, viz
 from diffslic.datasets import io
 from diffslic.datasets.clip import Clip
 from diffslic.datasets.video import FPS, write_video
-from diffslic.flow import RAFT, check_polish
-from diffslic.pipeline.precompute import video_flow, video_flow_both_ways
+from diffslic.files import claim
+from diffslic.flow import RAFT, polish_settings
+from diffslic.pipeline.precompute import ends, fingerprint, video_flow, video_flow_both_ways
+from diffslic.pipeline.predict import check_length
 from diffslic.superpixels import SSN, SpixelFCN
 from diffslic.training import device_of
 
@@ -79,22 +81,27 @@ def save_flow(clip: Clip, folder: str | Path, raft: RAFT, n_iters: int = 12, pol
         pairs, the mean motion and the largest of the colours in pixels, and with ``both_ways`` the share occluded.
 
     Raises:
-        ValueError: frames that RAFT does not take, one frame only, another layout, or a folder with files of another
-            run that this one would not replace. OSError: a file cannot be written.
+        ValueError: frames that RAFT does not take, one frame only, another layout, or a folder with flow of another
+            run: ``flow.json`` tells whose it is. OSError: a file cannot be written.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"flow is written as {' or '.join(LAYOUTS)}, got {layout!r}")
     if largest is not None and not largest > 0:
         raise ValueError(f"the largest motion of the colours must be above 0, got {largest}")
-    check_polish(polished)
+    if n_iters < 1:
+        raise ValueError(f"n_iters must be at least 1, got {n_iters}")
+    settings = {"frames": len(clip), "ends": ends(clip), "raft": fingerprint(raft), "n_iters": n_iters,
+                "polished": polish_settings(polished)}
     folder, write = Path(folder), LAYOUTS[layout]
     names = [clip.frame_name(t) for t in range(len(clip))]
+    check_length(clip)
     _refuse_others(folder, names, layout, both_ways)
+    claim(folder / "flow.json", settings, (folder / "flow").is_dir(), "flow")
     device = device_of(raft)
     pairs = _pairs(raft, (clip.frame(t).to(device) for t in range(len(clip))), n_iters, polished, both_ways)
     lengths, peaks, occluded = [], [], []
     with tqdm(total=len(clip) - 1, desc=clip.name, unit="pair", disable=not progress) as bar:
-        for pair, name, after in zip(pairs, names, names[1:]):  # ``pairs`` first: it says what is wrong with one frame
+        for pair, name, after in zip(pairs, names, names[1:]):
             write(folder / "flow" / f"{name}.{layout}", pair.forward)
             length = pair.forward.norm(dim=0).cpu()
             lengths.append(float(length.mean()))

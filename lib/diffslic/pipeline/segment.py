@@ -18,7 +18,7 @@ from diffslic import datasets, geometry, viz
 from diffslic.datasets import given_masks, io
 from diffslic.datasets.clip import VOID, Clip
 from diffslic.datasets.video import FPS, write_video
-from diffslic.files import note_says, write_note
+from diffslic.files import claim
 from diffslic.flow import RAFT, check_polish, polish_settings
 from diffslic.pipeline.end_to_end import EndToEnd
 from diffslic.pipeline.inputs import find_superpixels, network_input
@@ -125,7 +125,9 @@ class Segmentation(ABC):
         if official and any(path.stem in names and path.suffix != ".png" for path in folder.glob("*.*")):
             raise ValueError(f"{folder} holds images of the frames' names, beside which masks would be taken for "
                              "frames; choose another folder")
-        self._claim(folder / note, any(path.exists() for path in paths) if official else masks.is_dir())
+        settings = {"frames": length, "ends": ends(self.clip), "rows": self.rows, "n_iters": self.n_iters,
+                    "polished": polish_settings(self.polished), **self.made_by}
+        claim(folder / note, settings, any(path.exists() for path in paths) if official else masks.is_dir(), "masks")
         done = next((t for t, path in enumerate(paths) if not path.is_file()), length)
         with tqdm(total=length, initial=done, desc=self.clip.name, unit="frame", disable=not progress) as bar:
             for path, mask in zip(paths[done:], self.frames(done) if done < length else ()):
@@ -135,15 +137,6 @@ class Segmentation(ABC):
             for t, picture in enumerate(overlays(self.clip, paths)):
                 io.write_image(folder / "overlay" / f"{self.clip.frame_name(t)}.png", picture)
             write_video(folder / "overlay.mp4", overlays(self.clip, paths), fps or self.clip.fps or FPS)
-
-    def _claim(self, note: Path, used: bool) -> None:
-        """Note in a folder whose masks it holds; refuse one in use that holds others."""
-        settings = {"frames": len(self.clip), "ends": ends(self.clip), "rows": self.rows,
-                    "n_iters": self.n_iters, "polished": polish_settings(self.polished),
-                    **self.made_by}
-        if used and not note_says(note, settings):
-            raise ValueError(f"{note.parent} holds other masks: remove them or choose another folder")
-        write_note(note, settings)
 
 
 @dataclass(frozen=True)
@@ -291,8 +284,10 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         raise ValueError(f"objects are parted by 'graph' or by a network, its name or file; got {objects!r}")
     if method not in METHODS:
         raise ValueError(f"the method is one of {', '.join(METHODS)}, got {method!r}")
-    if rows < 8 or n_iters < 1:
-        raise ValueError(f"rows must be at least 8 and n_iters at least 1, got {rows} and {n_iters}")
+    if rows < 8:
+        raise ValueError(f"rows must be at least 8, got {rows}")
+    if n_iters < 1:
+        raise ValueError(f"n_iters must be at least 1, got {n_iters}")
     of_parts = raft, ssn, n_iters, polished, window
     if method == "end-to-end" and of_parts != ("small", "scenes", 12, None, None):
         raise ValueError("a network trained end to end has its own flow and superpixels: no other raft, ssn, "
@@ -305,7 +300,9 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if method == "end-to-end":
         if weights is None:
             raise ValueError("end-to-end needs weights: the best.safetensors of a training")
-        if given is not None or objects is not None:
+        if given is not None:
+            raise ValueError("given objects are followed, not found: give no method")
+        if objects is not None:
             raise ValueError("end-to-end finds what moves as one: objects are for the method unet")
         net = EndToEnd.from_pretrained(weights, device)
         return EndToEndSegmentation(clip, net.flow, rows, net.n_iters, net.polished, net)

@@ -6,6 +6,7 @@ while; then the superpixels join, then the flow.
 
 import hashlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from diffslic import pipeline, training
 from diffslic.datasets.clip import VOID, Clip, check_apart
@@ -177,9 +179,8 @@ def first_steps(steps: int, frozen: Sequence[str] = (), joins: Mapping[str, floa
 
 
 def told_in_order(first: Mapping[str, int]) -> str:
-    """What :func:`first_steps` found, in words: "head learns from step 1, superpixels from step 31"."""
-    return ", ".join(f"{name} {'' if number else 'learns '}from step {step + 1}"
-                     for number, (name, step) in enumerate(first.items()))
+    """What :func:`first_steps` found, in words: "learning from step 1: head, from 31: superpixels"."""
+    return "learning from step " + ", from ".join(f"{step + 1}: {name}" for name, step in first.items())
 
 
 def losses(seen: Prediction, batch: training.Batch, weights: Weights) -> Tensor:
@@ -231,6 +232,8 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
 
     settings = {**settings_of(model, shape or {}, frozen, weights, joins, batch_size, seed),
                 "clips": [clip.name for clip in clips]}
+    if progress and training.speaks():
+        tqdm.write(told_in_order(first), file=sys.stderr)
     fit = training.fit(model, training.Batches(triples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, rates=RATES,
                        before_step=unfreeze, device=device, devices=devices, precision=precision, workers=workers,
@@ -250,23 +253,22 @@ def settings_of(model: EndToEnd, shape: Mapping[str, Any], frozen: Sequence[str]
     """What makes a run what it is, but for its clips: known before they are drawn. See :func:`train`.
 
     Raises:
-        ValueError: a weight that is negative or not finite.
+        ValueError: a weight that is negative or not finite, or a head that is frozen as it was drawn.
     """
+    if "head" in frozen and shape.get("start") is None:
+        raise ValueError("a frozen head must have learned before: give weights to start from")
     for name, weight in weights._asdict().items():
         if not 0 <= weight < float("inf"):
             raise ValueError(f"the weight of a loss must be finite and not negative, got {name} {weight}")
     # A default that is named is the same run.
     asked = {name: value for name, value in shape.items() if value is not None and name != "recompute"}
     asked |= {"n_iters": model.n_iters, "n_spixels": model.n_spixels,
-              "polished": _with_its_settings(model.polished), "inputs": tuple(model.head.config.inputs),
+              "polished": model.polished, "inputs": tuple(model.head.config.inputs),
               "widths": getattr(model.head.config, "widths", None)}
+    constants = hashlib.sha256(polish_settings(model.polished).encode()).hexdigest()[:6]
     return {"frozen": list(frozen), "weights": weights._asdict(), "joins": dict(joins), "batch_size": batch_size,
-            "shape": {name: str(value) for name, value in {**DEFAULTS, **asked}.items()}, "seed": seed}
-
-
-def _with_its_settings(polished: str) -> str:
-    """A polish by name and, in short, by its constants: with others a run is another."""
-    return f"{polished} {hashlib.sha256(polish_settings(polished).encode()).hexdigest()[:6]}"
+            "shape": {name: str(value) for name, value in {**DEFAULTS, **asked}.items()}, "seed": seed,
+            "constants of the polish": constants}
 
 
 def predict(model: EndToEnd, clip: Clip) -> np.ndarray:

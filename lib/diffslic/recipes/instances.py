@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffslic import metrics, pipeline, training
 from diffslic.datasets.clip import VOID, Clip, check_apart
 from diffslic.recipes.cards import write_card
-from diffslic.recipes.unet import CROP, Samples
+from diffslic.recipes.unet import CROP, Samples, read_by
 from diffslic.segmentation import UNet, body_logits, matched_loss
 
 N_BODIES = 6  # masks: a crowd has up to five bodies, and static things that seem to move make more
@@ -53,7 +53,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         return matched_loss(body_logits(network, batch["input"]), batch["labels"], VOID)
 
     settings = {**settings_of(start, n_bodies, batch_size, seed), "clips": [clip.name for clip in clips]}
-    settings |= {"mean motion": pipeline.mean_motion(clips[0])} if "flow" in model.config.inputs else {}
+    settings |= read_by(model.config.inputs, clips[0])
     fit = training.fit(model, training.Batches(samples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, device=device, devices=devices,
                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)

@@ -145,8 +145,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
     def loss(network: nn.Module, batch: training.Batch) -> Tensor:
         return bce_dice(network(batch["input"]), batch["labels"], VOID)
 
-    settings["clips"] = [clip.name for clip in clips]
-    settings |= {"mean motion": pipeline.mean_motion(clips[0])} if "flow" in inputs else {}
+    settings |= {"clips": [clip.name for clip in clips], **read_by(inputs, clips[0])}
     fit = training.fit(model, training.Batches(samples), loss, lambda network: evaluate(network, validation), schedule,
                        out_dir, monitor="j", higher_is_better=True, settings=settings, device=device, devices=devices,
                        precision=precision, workers=workers, resume=resume, loggers=loggers, progress=progress)
@@ -156,6 +155,15 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
                validation=f"{len(validation)} other clips ({validation[0].name} ...), DAVIS 2016 protocol",
                command=command or f"diffslic.recipes.unet.train({str(out_dir)!r}, ..., steps={steps})")
     return fit
+
+
+def read_by(inputs: Sequence[str], clip: Clip) -> dict[str, str]:
+    """What tells the flow and the superpixels of a clip from others: by it a run that was stopped knows its own."""
+    told = {"mean motion": pipeline.mean_motion(clip)} if "flow" in inputs else {}
+    if "superpixels" in inputs:
+        vectors = clip.superpixel_vectors(0)
+        told["superpixels"] = f"{len(vectors)} of mean {vectors.abs().mean():.4f}"
+    return told
 
 
 def settings_of(inputs: Sequence[str] | None, widths: Sequence[int] | None, residual: bool | None,
@@ -226,13 +234,15 @@ def table(scores: Mapping[str, Sequence[dict[str, float]]]) -> pd.DataFrame:
 
 def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, resolution: str = "480p",
             presets: str = PRESETS, n_clips: int = 160, n_frames: int = 4, size: tuple[int, int] = (240, 428),
-            raft: str | Path = "small", ssn: str | Path = "scenes", inputs: Sequence[str] = pipeline.INPUTS,
-            device: str = "cpu", progress: bool = True) -> tuple[list[Clip], list[Clip]]:
+            raft: str | Path = "small", ssn: str | Path = "scenes", n_iters: int = 12,
+            n_spixels: int = pipeline.N_SPIXELS, polished: str = "variational",
+            inputs: Sequence[str] = pipeline.INPUTS, device: str = "cpu",
+            progress: bool = True) -> tuple[list[Clip], list[Clip]]:
     """Clips to train and to validate on, with RAFT's flow and SSN's superpixels kept under ``cache``.
 
     Args:
         dataset, root, resolution, presets, n_clips, n_frames, size: see :func:`open_clips`.
-        raft, ssn: weights by name or file.
+        raft, ssn: weights by name or file. n_iters, polished, n_spixels: see ``pipeline.precompute_*``.
         inputs: what a network is to read (``pipeline.INPUTS``): nothing else is computed, but the flow that a composite
             ``ssn`` needs.
     """
@@ -245,10 +255,11 @@ def prepare(dataset: str, cache: str | Path, *, root: str | Path | None = None, 
     of_flow = ssn_net is not None and ssn_net.config.extra_channels > 0  # there and back
     if "flow" in inputs or of_flow:
         flow_net = RAFT.from_pretrained(raft, device)
-        parts = [pipeline.precompute_flow(part, flow_net, flow_folder, both_ways=of_flow, progress=progress)
+        parts = [pipeline.precompute_flow(part, flow_net, flow_folder, n_iters, polished, of_flow, progress)
                  for part in parts]
     if ssn_net is not None:
-        parts = [pipeline.precompute_superpixels(part, ssn_net, superpixel_folder, progress=progress) for part in parts]
+        parts = [pipeline.precompute_superpixels(part, ssn_net, superpixel_folder, n_spixels, progress)
+                 for part in parts]
     return parts[0], parts[1]
 
 

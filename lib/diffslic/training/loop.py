@@ -8,6 +8,7 @@ import json
 import math
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -47,8 +48,11 @@ class Schedule:
     clip_norm: float = 1.0  # of the gradient; where modules have rates of their own, of each one's
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.validate_every < 1 or self.learning_rate <= 0:
-            raise ValueError(f"a schedule needs steps >= 1, validate_every >= 1 and learning_rate > 0, got {self}")
+        if self.steps < 1 or self.validate_every < 1:
+            raise ValueError("training needs one step at least, and one between validations; got "
+                             f"{self.steps} and {self.validate_every}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"the learning rate must be finite and above 0, got {self.learning_rate}")
         # A longer interval means the same: one validation, at the end.
         object.__setattr__(self, "validate_every", min(self.validate_every, self.steps))
 
@@ -166,6 +170,8 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
                         pin_memory=workers > 0 and fabric.device.type == "cuda",
                         sampler=_From(state["step"] * fabric.world_size + fabric.global_rank,
                                       schedule.steps * fabric.world_size, fabric.world_size))
+    if checkpoint and progress and fabric.is_global_zero:
+        tqdm.write(f"{out_dir}: going on from step {state['step']} of {schedule.steps}", file=sys.stderr)
     bar = tqdm(total=schedule.steps, initial=state["step"], disable=not (progress and fabric.is_global_zero),
                desc=f"training {out_dir.name}", unit="step")
     started, before, running = time.perf_counter(), state["seconds"], []
@@ -228,9 +234,10 @@ def check_resume(out_dir: str | Path, schedule: Schedule, settings: Mapping[str,
         settings: as of :func:`fit`, as far as they are known already. The other arguments are its as well.
 
     Raises:
-        ValueError: the folder's checkpoint differs from what is given here, or there is no such precision.
+        ValueError: the folder's checkpoint differs from what is given here, or there is no such precision or device.
     """
     _check_precision(precision)
+    check_device(device if device != "auto" else "cpu")
     launched = "LOCAL_WORLD_SIZE" in os.environ
     processes = int(os.environ["WORLD_SIZE"]) if launched else 1 if ":" in device else devices
     read_checkpoint(Path(out_dir) / "last.ckpt", _identity(schedule, precision, processes, settings), partly=True)

@@ -33,6 +33,9 @@ def check_device(device: torch.device | str) -> torch.device:
     """
     try:
         found = torch.device(device)
+    except RuntimeError as error:  # torch would list every kind that was ever built
+        raise ValueError(f"a device is cpu, cuda, cuda:1 ..., got {str(device)!r}") from error
+    try:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"no device {str(device)!r} here: {str(error).splitlines()[0]}") from error

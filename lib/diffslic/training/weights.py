@@ -38,8 +38,8 @@ def find_weights(kind: str, name_or_path: str | Path) -> Path:
     if shipped.is_file():
         return shipped
     known = sorted(p.stem.removeprefix(f"{kind}-") for p in WEIGHTS_FOLDER.glob(f"{kind}-*.safetensors"))
-    raise FileNotFoundError(f"no {kind} weights named {str(name_or_path)!r}: shipped are {known}; "
-                            "a file must end in .safetensors or .pth")
+    raise FileNotFoundError(f"no {kind} weights named {str(name_or_path)!r}: shipped are "
+                            f"{', '.join(known) or 'none'}; a file must end in .safetensors or .pth")
 
 
 def load_weights(kind: str, name_or_path: str | Path) -> Weights:
