@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from diffslic import pipeline
-from diffslic.flow import POLISHES, RAFT, photometric_loss, polish
+from diffslic.flow import POLISHES, RAFT, polish
 from diffslic.pipeline import EndToEnd
 from diffslic.recipes import end_to_end
-from diffslic.segmentation import UNet, UNetConfig, bce_dice
-from diffslic.superpixels import SSN, SSNConfig, compactness
+from diffslic.segmentation import UNet, UNetConfig
+from diffslic.superpixels import SSN, SSNConfig
 
 SIZE = (64, 96)
 
@@ -67,8 +67,9 @@ def test_a_step_of_training_end_to_end(head, keep):
     net = end_to_end.network(head, n_iters=2, n_spixels=20, recompute=not keep).train().to("meta")
     before, frame, after = images(3)
     seen = net(before, frame, after)
-    loss = bce_dice(seen.logits, torch.zeros(2, *SIZE, dtype=torch.long, device="meta")) + compactness(seen.superpixels)
-    (loss + photometric_loss(frame, after, seen.flow[:, :2])).mean().backward()
+    batch = {"before": before, "frame": frame, "after": after,
+             "labels": torch.zeros(2, *SIZE, dtype=torch.long, device="meta")}
+    end_to_end.losses(seen, batch, end_to_end.Weights(photometric=0.1)).mean().backward()
     assert all(any(x.grad is not None for x in net.get_submodule(part).parameters()) for part in pipeline.PARTS)
 
 

@@ -54,6 +54,9 @@ def test_a_half_split_in_two_costs_log_two_on_its_pixels():
     labels = torch.zeros(2, 4, 8, dtype=torch.int64)
     labels[1, :2, :4] = 1
     torch.testing.assert_close(label_reconstruction(halves(), labels), torch.tensor([0, math.log(2) / 2]))
+    for some in (labels, torch.zeros_like(labels)):  # of both segments, of the first alone
+        torch.testing.assert_close(label_reconstruction(halves(), some, n_segments=2),
+                                   label_reconstruction(halves(), some))
 
 
 def test_logsoftmax_takes_the_reconstruction_for_logits():

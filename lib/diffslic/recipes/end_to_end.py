@@ -186,7 +186,7 @@ def told_in_order(first: Mapping[str, int]) -> str:
 def losses(seen: Prediction, batch: training.Batch, weights: Weights) -> Tensor:
     """One value per frame (B,): of the mask, of the superpixels and of the flow."""
     labels = batch["labels"]
-    reconstruction = label_reconstruction(seen.superpixels, (labels > 0).long(), known=labels != VOID)
+    reconstruction = label_reconstruction(seen.superpixels, (labels > 0).long(), known=labels != VOID, n_segments=2)
     value = (bce_dice(seen.logits, labels, VOID) + weights.reconstruction * reconstruction
              + weights.compactness * compactness(seen.superpixels))
     # RAFT is to learn what the polish makes of its flow: masks alone would have it learn errors that the polish mends.

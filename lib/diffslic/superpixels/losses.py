@@ -19,8 +19,8 @@ def reconstruct(soft: SoftSLIC, x: Tensor) -> Tensor:
     return soft.unpool(soft.pool(x))
 
 
-def label_reconstruction(soft: SoftSLIC, labels: Tensor, form: str = "probability",
-                         known: Tensor | None = None) -> Tensor:
+def label_reconstruction(soft: SoftSLIC, labels: Tensor, form: str = "probability", known: Tensor | None = None,
+                         n_segments: int | None = None) -> Tensor:
     """Cross-entropy between labels and their reconstruction (equation 5 with one-hot labels).
 
     Args:
@@ -29,13 +29,14 @@ def label_reconstruction(soft: SoftSLIC, labels: Tensor, form: str = "probabilit
         form: what the reconstruction R* is taken for: ``"probability"``, the paper's, -log R*[true segment];
             ``"logsoftmax"``, logits of a softmax over the segments, whose loss stays finite in its slope where R* is 0.
         known: (B, H, W) bool; other pixels count for nothing, whatever their label. None: all.
+        n_segments: labels are below it, unchecked; None: they are asked, and a GPU is waited for.
 
     Returns:
         (B,) mean over the pixels that are known.
     """
     if form not in ("probability", "logsoftmax"):
         raise ValueError(f"form must be 'probability' or 'logsoftmax', got {form!r}")
-    one_hot = _one_hot(soft, labels)
+    one_hot = _one_hot(soft, labels, n_segments)
     if known is not None:
         one_hot = one_hot * known[:, None]
     seen = reconstruct(soft, one_hot)
@@ -67,15 +68,17 @@ def soft_iou(soft: SoftSLIC, labels: Tensor) -> Tensor:
     return 1 - (iou * present).sum(1) / present.sum(1)
 
 
-def _one_hot(soft: SoftSLIC, labels: Tensor) -> Tensor:
+def _one_hot(soft: SoftSLIC, labels: Tensor, n_segments: int | None = None) -> Tensor:
     """(B, L, H, W) of labels that fit the superpixels' pixels."""
     if tuple(labels.shape) != (soft.affinity.shape[0], *soft.affinity.shape[-2:]):
         raise ValueError(f"labels are {tuple(labels.shape)} but the superpixels are of "
                          f"{(soft.affinity.shape[0], *soft.affinity.shape[-2:])} pixels")
-    lowest, highest = torch.stack(labels.aminmax()).tolist()  # both at once: a GPU is waited for here
-    if labels.is_floating_point() or lowest < 0:
-        raise ValueError(f"labels must be whole numbers from 0, got {labels.dtype} from {lowest}")
-    segments = torch.arange(highest + 1, device=labels.device)
+    if n_segments is None:
+        lowest, highest = torch.stack(labels.aminmax()).tolist()  # both at once: a GPU is waited for here
+        if labels.is_floating_point() or lowest < 0:
+            raise ValueError(f"labels must be whole numbers from 0, got {labels.dtype} from {lowest}")
+        n_segments = highest + 1
+    segments = torch.arange(n_segments, device=labels.device)
     return (labels[:, None] == segments[:, None, None]).to(soft.affinity.dtype)
 
 
