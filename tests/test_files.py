@@ -53,7 +53,7 @@ def test_files_that_were_made_otherwise_are_not_claimed_and_it_is_told_what_diff
     files.claim(note, own, used=False, what="masks")
     files.claim(note, own, used=True, what="masks")
     before = note.read_bytes()
-    with pytest.raises(ValueError, match=r"holds other masks \(of other rows, more, names\): remove it or"):
+    with pytest.raises(ValueError, match=r"holds other masks \(of other rows, more, names\): choose another"):
         files.claim(note, {"rows": 120, "more": 1}, used=True, what="masks")
     assert note.read_bytes() == before
     note.unlink()

@@ -58,7 +58,7 @@ def test_files_of_another_run_are_not_mixed_with(frames, tmp_path, weights, caps
     before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "flow").iterdir()}
     for more, told in ((["--polish", "none"], "polished"), (["--rows", "40"], "ends"), (["--bfloat16"], "raft")):
         assert cli.main([*arguments, *more]) == 2
-        assert f"holds other flow (of other {told}): remove it or choose" in capsys.readouterr().err
+        assert f"holds other flow (of other {told}): choose another" in capsys.readouterr().err
     (frames / "3.png").unlink()
     for more in ([], ["--format", "png"]):
         assert cli.main([*arguments, *more]) == 2

@@ -303,6 +303,11 @@ def test_masks_of_another_run_are_not_mixed_with(clips, weights, tmp_path):
         pipeline.segment(clips[1], weights["unet"], **options).save(tmp_path, overlay=False, progress=False)
 
 
+def test_a_composite_beside_a_u_net_is_refused(weights, clips):
+    with pytest.raises(ValueError, match="composite-davis2016 is a composite, which sees flow as well"):
+        pipeline.segment(clips[0], weights["unet"], weights["raft"], "composite-davis2016")
+
+
 def test_a_single_frame_is_refused(weights, clips):
     with pytest.raises(ValueError, match="a single frame: motion needs at least two"):
         pipeline.segment(clips[0].part(0, 1), weights["unet"], weights["raft"], weights["ssn"])

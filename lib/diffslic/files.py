@@ -68,7 +68,7 @@ def claim(note: str | Path, settings: Mapping[str, Any], used: bool, what: str) 
     if used and there != here:
         other = ", ".join(name for name in {**here, **there} if there.get(name) != here.get(name))
         why = f"of other {other}" if there else "no note says how it was made"
-        raise ValueError(f"{note.parent} holds other {what} ({why}): remove it or choose another folder")
+        raise ValueError(f"{note.parent} holds other {what} ({why}): choose another folder, or remove that {what}")
     write_note(note, settings)
 
 

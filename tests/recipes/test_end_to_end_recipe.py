@@ -373,11 +373,21 @@ def test_the_pre_generated_path_takes_the_same_parts(ssn, tmp_path, capsys, monk
     raft = RAFT.from_pretrained("small")
     own = next(raft.video((clip.frame(t) for t in range(2)), 1))
     assert (clip.flow(0) - own).abs().max() < 0.01
-    for option, value, words in (("--polish", "variational", "mean motion"), ("--n-spixels", 40, "superpixels")):
+    kept = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.h5")}
+    made = json.loads(h5py.File(next((tmp_path / "cache").rglob(f"superpixels/{clip.name}.h5"))).attrs["configuration"])
+    assert made["superpixels"] == pipeline.fingerprint(SSN.from_pretrained(ssn)) and made["n_spixels"] == 20
+    for option, value, words in (("--polish", "variational", "polished none there, variational here"),
+                                 ("--n-iters", 2, "n_iters 1 there, 2 here"),
+                                 ("--n-spixels", 40, "n_spixels 20 there, 40 here"),
+                                 ("--ssn", "scenes", f"ssn {ssn} there, scenes here")):
         assert command(**{option: value}) == 2
         assert f"of another run: {words}" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.h5")} == kept
     assert command() == 0
-    assert "going on from step 2 of 2" in capsys.readouterr().err
+    assert "out: done are all 2\n" in capsys.readouterr().err
+    for option, words in (("--n-spixels", "must be at least 1"), ("--polish", "one of variational, search, none")):
+        assert command(**{option: "0"}) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = _join_pairs(list(sys.argv[1:] if arguments is None else arguments))
     try:
         code = app(arguments or ["--help"], prog_name="diffslic", standalone_mode=False)
-        if code == INTERRUPTED:  # typer has caught it, and says nothing
+        if code == INTERRUPTED and arguments[:1] != ["airsim-server"]:  # typer says nothing; a server ends so
             print("diffslic: interrupted", file=sys.stderr)
     except (KeyError, IndexError):  # LookupErrors by class, but mistakes of ours: they keep their traceback
         raise

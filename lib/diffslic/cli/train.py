@@ -162,10 +162,11 @@ def train_unet(
                                                  "be a composite, starts to learn: a shipped name or a file.",
                                             show_default="scenes; composite-davis2016")] = None,
     n_iters: Annotated[int | None, typer.Option("--n-iters", help="Corrections of the flow.",
-                                                show_default="12, or as --start")] = None,
+                                                show_default="12; with --end-to-end as --start")] = None,
     n_spixels: Annotated[int | None, typer.Option(help="Superpixels of a frame.",
-                                                  show_default="400, or as --start")] = None,
-    polish: Annotated[str | None, typer.Option(help=HOW_POLISHED, show_default="variational, or as --start")] = None,
+                                                  show_default="400; with --end-to-end as --start")] = None,
+    polish: Annotated[str | None, typer.Option(help=HOW_POLISHED,
+                                               show_default="variational; with --end-to-end as --start")] = None,
     photometric: Annotated[float | None, typer.Option(help="Of --end-to-end: weight of the flow's consistency with the "
                                                            "frames.", show_default="0")] = None,
     recompute: Annotated[bool, typer.Option("--recompute", help="Of --end-to-end: activations on the way back, in less "
@@ -180,6 +181,7 @@ def train_unet(
     All in one graph: diffslic train unet --end-to-end --out runs/end-to-end --n-frames 6 --batch-size 2, and then
     diffslic segment my_frames/ --method end-to-end --weights runs/end-to-end/best.safetensors --out masks/
     """
+    from diffslic.flow import check_polish
     from diffslic.recipes import end_to_end as whole
     from diffslic.recipes import unet
 
@@ -198,7 +200,11 @@ def train_unet(
         settings = whole.settings_of(whole.network(**parts["shape"]), **parts, batch_size=batch_size, seed=seed)
     else:
         refuse_given(context, "is of --end-to-end", "head", "freeze", "photometric", "recompute")
-        settings = unet.settings_of(**shape, batch_size=batch_size, seed=seed)
+        made: dict[str, dict[str, Any]] = {"parts": {**unet.PARTS, **makers}}
+        settings = unet.settings_of(**shape, batch_size=batch_size, seed=seed, **made)
+        check_polish(made["parts"]["polished"])
+        if min(made["parts"][name] for name in ("n_iters", "n_spixels")) < 1:
+            raise ValueError("--n-iters and --n-spixels must be at least 1")
         if "superpixels" not in settings["inputs"]:
             refuse_given(context, "is for superpixels, which are not among the inputs", "ssn", "n_spixels")
             if "flow" not in settings["inputs"]:
@@ -214,7 +220,7 @@ def train_unet(
     else:
         clips, validation = unet.prepare(dataset, cache, **opened, **makers, inputs=settings["inputs"],
                                          progress=not as_json)
-        fit = unet.train(out, clips, validation, **shape, **how)
+        fit = unet.train(out, clips, validation, **shape, **made, **how)
     show_fit(fit, as_json)
 
 

@@ -82,7 +82,7 @@ def segment(
         raise ValueError("--instances is the network of --objects")
     if method == "end-to-end":
         refuse_given(context, "is not for a network trained end to end, which has its own", "raft", "ssn")
-    elif method != "unet":
+    elif method in ("em", "spacetime"):
         refuse_given(context, f"is not for {method}, which sees no superpixels", "ssn")
     if official or not overlay:
         refuse_given(context, "is of the film, which --official and --no-overlay leave out", "fps")

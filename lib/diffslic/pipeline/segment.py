@@ -298,10 +298,10 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     clip = source if isinstance(source, Clip) else datasets.open("folder", root=source)[0]
     check_length(clip)
     if method == "end-to-end":
-        if weights is None:
-            raise ValueError("end-to-end needs weights: the best.safetensors of a training")
         if given is not None:
             raise ValueError("given objects are followed, not found: give no method")
+        if weights is None:
+            raise ValueError("end-to-end needs weights: the best.safetensors of a training")
         if objects is not None:
             raise ValueError("end-to-end finds what moves as one: objects are for the method unet")
         net = EndToEnd.from_pretrained(weights, device)
@@ -311,14 +311,14 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
         if method != "unet" or objects or weights or window:
             raise ValueError("given objects are followed, not found: give no method, weights, window or objects")
         given = check_given(clip, given if isinstance(given, Mapping) else given_masks(given, clip))
-        return GivenSegmentation(clip, flow, rows, n_iters, polished, SSN.from_pretrained(ssn, device), given)
+        return GivenSegmentation(clip, flow, rows, n_iters, polished, _ssn_of_images(ssn, device), given)
     if method == "unet":
         if window is not None:
             raise ValueError("a U-Net sees one frame at a time: window is for spacetime")
         unet = UNet.from_pretrained(weights or "motion", device)
         if objects is None:
             check_masks(unet, weights or "motion", several=False)
-        parts = (clip, flow, rows, n_iters, polished, unet, SSN.from_pretrained(ssn, device))
+        parts = (clip, flow, rows, n_iters, polished, unet, _ssn_of_images(ssn, device))
         if objects is None:
             return UNetSegmentation(*parts)
         instances = None if objects == "graph" else UNet.from_pretrained(objects, device)
@@ -335,6 +335,13 @@ def segment(source: str | Path | Clip, weights: str | Path | None = None, raft: 
     if (net.config.window == 1) != (method == "em"):
         raise ValueError(f"{weights} sees {net.config.window} frames at once and is not of method {method}")
     return MotionSegmentation(clip, flow, rows, n_iters, polished, net, window)
+
+
+def _ssn_of_images(ssn: str | Path, device: str) -> SSN:
+    net = SSN.from_pretrained(ssn, device)
+    if net.extra_channels:
+        raise ValueError(f"{ssn} is a composite, which sees flow as well: masks are made with an SSN of images alone")
+    return net
 
 
 def overlays(clip: Clip, paths: Sequence[Path]) -> Iterator[Tensor]:

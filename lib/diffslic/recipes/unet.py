@@ -23,6 +23,9 @@ WIDTHS = (16, 32, 64, 128, 128)  # of a new network
 MEMORY, BYTES_PER_PIXEL = 2 << 30, 17  # frames kept by each process that makes batches: two gigabytes of them
 WITHHELD = 0.4  # share of samples that show flow alone, so that looks help to read it and do not replace it
 PRESETS = "lab+street+crowd"  # of scenes
+# What makes flow and superpixels, where nothing else is said.
+PARTS: dict[str, Any] = {"raft": "small", "ssn": "scenes", "n_iters": 12, "n_spixels": pipeline.N_SPIXELS,
+                         "polished": "variational"}
 Window = tuple[slice, slice]
 CARD = {"what": "Masks of what moves by itself.",
         "gpu_command": "diffslic train unet --out runs/unet --n-clips 1000 --steps 20000 --workers 12 --device cuda",
@@ -119,7 +122,8 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
           widths: Sequence[int] | None = None, residual: bool | None = None, start: str | Path | None = None,
           crop: tuple[int, int] = CROP, validate_every: int = 500, seed: int = 3, device: str = "auto",
           devices: int = 1, precision: str = "32-true", workers: int = 1, resume: bool = True,
-          loggers: Sequence[Any] = (), command: str = "", progress: bool = True) -> training.FitResult:
+          loggers: Sequence[Any] = (), parts: Mapping[str, Any] | None = None, command: str = "",
+          progress: bool = True) -> training.FitResult:
     """Train a U-Net on clips; see :func:`diffslic.training.fit` for what ``out_dir`` gets.
 
     Args:
@@ -128,11 +132,12 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
         widths, residual: the shape of a new network, by default :data:`WIDTHS` without residual blocks.
         start: weights to start from, which have a shape, or None; ``inputs`` may go on after theirs.
         crop: see :class:`Samples`.
+        parts: what made flow and superpixels (:data:`PARTS`), if it is known: a run does not go on with others.
         command: what the card says makes these weights again.
     """
     check_apart(clips, validation)
     torch.manual_seed(seed)
-    settings = settings_of(inputs, widths, residual, start, batch_size, seed, crop)
+    settings = settings_of(inputs, widths, residual, start, batch_size, seed, crop, parts)
     inputs = tuple(settings["inputs"])
     channels = pipeline.clip_input(clips[0], 0, inputs).shape[0]
     if start is None:
@@ -158,7 +163,7 @@ def train(out_dir: str | Path, clips: Sequence[Clip], validation: Sequence[Clip]
 
 
 def read_by(inputs: Sequence[str], clip: Clip) -> dict[str, str]:
-    """What tells the flow and the superpixels of a clip from others: by it a run that was stopped knows its own."""
+    """What tells the flow and the superpixels of a clip from most others: a run that was stopped asks them."""
     told = {"mean motion": pipeline.mean_motion(clip)} if "flow" in inputs else {}
     if "superpixels" in inputs:
         vectors = clip.superpixel_vectors(0)
@@ -167,7 +172,8 @@ def read_by(inputs: Sequence[str], clip: Clip) -> dict[str, str]:
 
 
 def settings_of(inputs: Sequence[str] | None, widths: Sequence[int] | None, residual: bool | None,
-                start: str | Path | None, batch_size: int, seed: int, crop: tuple[int, int] = CROP) -> dict[str, Any]:
+                start: str | Path | None, batch_size: int, seed: int, crop: tuple[int, int] = CROP,
+                parts: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What makes a run what it is, but for its clips: known before they are prepared. See :func:`train`.
 
     Raises:
@@ -175,7 +181,8 @@ def settings_of(inputs: Sequence[str] | None, widths: Sequence[int] | None, resi
     """
     check_shape(start, widths=widths, residual=residual)
     return {"inputs": list(check_inputs(inputs, start)), "batch_size": batch_size, "widths": list(widths or WIDTHS),
-            "residual": bool(residual), "start": str(start), "seed": seed, "crop": list(crop)}
+            "residual": bool(residual), "start": str(start), "seed": seed, "crop": list(crop),
+            **{name: str(value) for name, value in (parts or {}).items()}}
 
 
 def check_shape(start: str | Path | None, **shape: Any) -> None:

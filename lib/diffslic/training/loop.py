@@ -171,7 +171,8 @@ def fit(model: nn.Module, batches: Batches, loss: Callable[[nn.Module, Batch], T
                         sampler=_From(state["step"] * fabric.world_size + fabric.global_rank,
                                       schedule.steps * fabric.world_size, fabric.world_size))
     if checkpoint and progress and fabric.is_global_zero:
-        tqdm.write(f"{out_dir}: going on from step {state['step']} of {schedule.steps}", file=sys.stderr)
+        on = f"going on from step {state['step']} of" if state["step"] < schedule.steps else "done are all"
+        tqdm.write(f"{out_dir}: {on} {schedule.steps}", file=sys.stderr)
     bar = tqdm(total=schedule.steps, initial=state["step"], disable=not (progress and fabric.is_global_zero),
                desc=f"training {out_dir.name}", unit="step")
     started, before, running = time.perf_counter(), state["seconds"], []
